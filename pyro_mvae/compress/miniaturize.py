@@ -1,0 +1,2 @@
+def miniaturize(): pass
+class BudgetError(ValueError): pass

@@ -1,0 +1,275 @@
+"""Evaluate a saved Core ML `.mlpackage` on any operating system, to check it where nothing can run it.
+
+The package is read back as a program in MIL, Core ML's intermediate language, and each operation computed in torch.
+What comes out is what the program says; a device may add rounding of its own (the neural engine sums in float16).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_mvae.export._quiet import import_quietly, quiet
+from pyro_mvae.export.mil_ops import CONSTANTS, OPERATIONS
+
+Shapes = list[list[tuple[int, "int | None"]]]
+"""Alternatives, each a list of the smallest and largest size (None: no limit) of every dimension."""
+
+# torch computes little in unsigned integers of more than 8 bits: they take the next wider signed type.
+_TORCH_TYPES = {
+    "fp16": torch.float32,
+    "fp32": torch.float32,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "int16": torch.int16,
+    "uint16": torch.int32,
+    "int32": torch.int32,
+    "uint32": torch.int64,
+    "bool": torch.bool,
+}
+_NUMPY_TYPES = {"fp16": "float16", "fp32": "float32"}
+
+
+def evaluate_mlpackage(path: str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Evaluate a saved Core ML package once.
+
+    `path` is the package's folder; `inputs` and the result are as in `MilProgram.__call__`. To evaluate one package
+    many times, load it with `MilProgram`. Raises ValueError as `MilProgram.load` and `MilProgram.__call__` do.
+
+    >>> evaluate_mlpackage("nowhere.mlpackage", {})
+    Traceback (most recent call last):
+    ValueError: nowhere.mlpackage does not exist, expected a folder saved as a Core ML .mlpackage; check the path
+    """
+    return MilProgram.load(path)(inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class MilProgram:
+    """A Core ML package, loaded once to be evaluated many times.
+
+    `inputs` and `outputs` name the program's tensors; an input has its shape (the default one, if it has several).
+    `metadata` is what the exporter wrote into the package's user-defined metadata. An image counts as the tensor that
+    the program works on, (1, channels, height, width), its pixels before any scale and bias.
+
+    Example::
+
+        program = MilProgram.load("decoder.mlpackage")
+        image = program({"z": np.zeros(program.inputs["z"], np.float32)})["image"]
+    """
+
+    inputs: dict[str, tuple[int, ...]]
+    outputs: tuple[str, ...]
+    metadata: dict[str, str]
+    _shapes: dict[str, Shapes]
+    _steps: tuple[_Step, ...]
+    _constants: dict[str, Tensor | str]
+    _types: dict[str, str]
+
+    @classmethod
+    def load(cls, path: str | Path) -> MilProgram:
+        """Read a package from its folder.
+
+        Raises ValueError if `path` is no readable package (absent, damaged, not an ML program) or if the program has an
+        operation that this evaluator does not know.
+
+        >>> MilProgram.load("nowhere.mlpackage")
+        Traceback (most recent call last):
+        ValueError: nowhere.mlpackage does not exist, expected a folder saved as a Core ML .mlpackage; check the path
+        """
+        path = Path(path)
+        spec, weights = _read(path)
+        _refuse_unknown_operations(spec, path)
+        function = _function(spec, weights, path)
+        features = spec.description.input
+        type_name = import_quietly("coremltools.converters.mil.mil.types").builtin_to_string
+        shapes = {feature.name: _shapes(feature, function.inputs[feature.name]) for feature in features}
+        steps = tuple(_step(operation) for operation in function.operations if operation.op_type not in CONSTANTS)
+        used = {**{var.name: var for step in steps for var in step.variables()}, **_by_name(function.outputs)}
+        return cls(
+            inputs={feature.name: _default_shape(feature, shapes[feature.name]) for feature in features},
+            outputs=tuple(var.name for var in function.outputs),
+            metadata=dict(spec.description.metadata.userDefined),
+            _shapes=shapes,
+            _steps=steps,
+            _constants={name: _constant(var, path) for name, var in used.items() if _is_constant(var)},
+            _types={name: type_name(var.dtype) for name, var in {**used, **function.inputs}.items()},
+        )
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Evaluate the program.
+
+        `inputs` has an array for every name in `self.inputs`, of that shape or of another that the package allows, and
+        of any type that casts to the program's own (float64 to float32, say, but not float32 to int32). The result has
+        an array for every name in `self.outputs`, of the program's type. A float16 tensor of the program is computed in
+        float32 and rounded to float16 after each operation. Raises ValueError if an input is missing, unknown, or has
+        the wrong shape or type.
+        """
+        values: dict[str, Any] = {**self._constants, **self._checked(inputs)}
+        for step in self._steps:
+            results = OPERATIONS[step.kind](**step.arguments(values))
+            results = [results] if isinstance(results, Tensor) else results
+            for var, result in zip(step.outputs, results, strict=True):
+                values[var.name] = _as_declared(result, self._types[var.name])
+        return {name: _to_numpy(values[name], self._types[name]) for name in self.outputs}
+
+    def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        if set(inputs) != set(self.inputs):
+            raise ValueError(
+                f"got inputs {sorted(inputs)}, expected {sorted(self.inputs)}; give exactly one array for each"
+            )
+        return {name: self._tensor(name, np.asarray(array)) for name, array in inputs.items()}
+
+    def _tensor(self, name: str, array: np.ndarray) -> Tensor:
+        if not any(_fits(array.shape, shape) for shape in self._shapes[name]):
+            expected = " or ".join(_describe(shape) for shape in self._shapes[name])
+            raise ValueError(f"input {name!r} has shape {array.shape}, expected {expected}; reshape the array")
+        kind = _NUMPY_TYPES.get(self._types[name], self._types[name])
+        if not np.can_cast(array.dtype, kind, "same_kind"):
+            raise ValueError(f"input {name!r} has type {array.dtype}, expected {kind}; cast the array")
+        with np.errstate(over="ignore"):
+            return _to_torch(array.astype(kind))
+
+
+@dataclass(frozen=True)
+class _Step:
+    kind: str
+    operands: dict[str, Any]  # a MIL name → a coremltools Var, or a sequence of them
+    outputs: Sequence[Any]
+
+    def variables(self) -> list[Any]:
+        groups = [operand if isinstance(operand, (list, tuple)) else [operand] for operand in self.operands.values()]
+        return [var for group in groups for var in group] + list(self.outputs)
+
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: [values[var.name] for var in operand] if isinstance(operand, (list, tuple)) else values[operand.name]
+            for name, operand in self.operands.items()
+        }
+
+
+def _step(operation: Any) -> _Step:
+    operands = {name: operand for name, operand in operation.inputs.items() if operand is not None}
+    return _Step(operation.op_type, operands, operation.outputs)
+
+
+def _read(path: Path) -> tuple[Any, Path]:
+    """The package's specification (a protobuf message) and the folder of its weights."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist, expected a folder saved as a Core ML .mlpackage; check the path")
+    spec = import_quietly("coremltools").proto.Model_pb2.Model()
+    try:  # by hand: coremltools would write a manifest into a folder without one
+        manifest = json.loads((path / "Manifest.json").read_text())
+        model = path / "Data" / manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"]
+        spec.ParseFromString(model.read_bytes())
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if spec.WhichOneof("Type") != "mlProgram":
+        raise ValueError(
+            f"{path} holds a Core ML {spec.WhichOneof('Type')}, expected an ML program; "
+            'convert with convert_to="mlprogram"'
+        )
+    return spec, model.parent / "weights"
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ValueError(f"{path} cannot be read as a Core ML .mlpackage ({reason}); save the package again")
+
+
+def _refuse_unknown_operations(spec: Any, path: Path) -> None:
+    for function in spec.mlProgram.functions.values():
+        for block in function.block_specializations.values():
+            for operation in block.operations:
+                if operation.type not in OPERATIONS and operation.type not in CONSTANTS:
+                    raise ValueError(
+                        f"{path} has operation {operation.type!r}, which this evaluator does not know; "
+                        "evaluate it on macOS, or convert a network without it"
+                    )
+
+
+def _function(spec: Any, weights: Path, path: Path) -> Any:
+    """The program's one function, as coremltools' own graph of operations."""
+    load = import_quietly("coremltools.converters.mil.frontend.milproto.load").load
+    try:
+        with quiet(), warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # coremltools folds constants as it reads, overflows included
+            program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=str(weights))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if list(program.functions) != ["main"]:
+        raise ValueError(
+            f"{path} has functions {sorted(program.functions)}, expected only 'main'; save each as its own package"
+        )
+    return program.functions["main"]
+
+
+def _shapes(feature: Any, var: Any) -> Shapes:
+    """The shapes that the specification allows for an input."""
+    array = feature.type.multiArrayType
+    flexible = array.WhichOneof("ShapeFlexibility")
+    if feature.type.WhichOneof("Type") != "multiArrayType":
+        return [[_bound(size) for size in var.shape]]
+    if flexible == "enumeratedShapes":
+        return [[(size, size) for size in shape.shape] for shape in array.enumeratedShapes.shapes]
+    if flexible == "shapeRange":
+        bounds = array.shapeRange.sizeRanges
+        return [[(bound.lowerBound, None if bound.upperBound < 0 else bound.upperBound) for bound in bounds]]
+    return [[(size, size) for size in array.shape]]
+
+
+def _bound(size: Any) -> tuple[int, int | None]:
+    return (int(size), int(size)) if isinstance(size, (int, np.integer)) else (1, None)  # else a sympy symbol
+
+
+def _default_shape(feature: Any, shapes: Shapes) -> tuple[int, ...]:
+    named = tuple(feature.type.multiArrayType.shape)
+    return named or tuple(low for low, _ in shapes[0])
+
+
+def _fits(shape: tuple[int, ...], bounds: list[tuple[int, int | None]]) -> bool:
+    return len(shape) == len(bounds) and all(
+        low <= size and (high is None or size <= high) for size, (low, high) in zip(shape, bounds, strict=True)
+    )
+
+
+def _describe(bounds: list[tuple[int, int | None]]) -> str:
+    sizes = [str(low) if low == high else f"{low} to {high or 'any'}" for low, high in bounds]
+    return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
+
+
+def _by_name(variables: Sequence[Any]) -> dict[str, Any]:
+    return {var.name: var for var in variables}
+
+
+def _is_constant(var: Any) -> bool:
+    return var.op is not None and var.op.op_type in CONSTANTS
+
+
+def _constant(var: Any, path: Path) -> Tensor | str:
+    value = var.val if var.op.op_type == "const" else var.op.materialized_val_inference()
+    if value is None:
+        raise ValueError(f"{path}: no value for the constant {var.name!r} ({var.op.op_type}); save the package again")
+    if isinstance(value, str):
+        return str(value)
+    return _to_torch(np.asarray(value))
+
+
+def _as_declared(result: Tensor, kind: str) -> Tensor:
+    return result.half().float() if kind == "fp16" else result.to(_TORCH_TYPES[kind])
+
+
+def _to_torch(array: np.ndarray) -> Tensor:
+    wider = {"float16": "float32", "uint16": "int32", "uint32": "int64"}
+    return torch.from_numpy(np.array(array, dtype=wider.get(array.dtype.name, array.dtype.name)))
+
+
+def _to_numpy(value: Tensor, kind: str) -> np.ndarray:
+    return value.numpy().astype(_NUMPY_TYPES.get(kind, kind))

@@ -1,0 +1,165 @@
+"""The variational autoencoder (Kingma and Welling, 2014): row 1 of the paper's Table 9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_mvae.likelihoods import BernoulliLikelihood, LogisticLikelihood
+from pyro_mvae.nets import ConvDecoder, ConvEncoder
+
+
+class VAE(nn.Module):
+    """z ~ N(0, I), x ~ p(x|z); the guide is q(z|x) = N(loc(x), scale(x)²), reparameterised as (3): z = loc + scale ⊙ ε.
+
+    Args:
+        image_shape: (channels, height, width); 1 or 3 channels, 8 pixels or more a side.
+        latent_dim: size of z.
+        widths, hidden: of the convolutional nets, see `ConvEncoder`.
+        likelihood: "bernoulli" for binarised images, "logistic" for pixels of 256 levels.
+        encoder, decoder: nets of your own instead: x → (loc, scale) and z → the likelihood's location.
+
+    Shapes: x is (n, C, H, W) in [0, 1], z is (n, latent_dim).
+
+    Raises:
+        ValueError: for a shape, size or likelihood that can't be.
+
+    To extend the guide or the prior, override one method: `posterior` or `prior`.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> vae = VAE(image_shape=(1, 28, 28), latent_dim=16)
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> svi.step(torch.rand(8, 1, 28, 28).round()) > 0
+        True
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int = 16,
+        *,
+        widths: Sequence[int] = (24, 48),
+        hidden: int = 128,
+        likelihood: str = "bernoulli",
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.image_shape = channels, height, width = checked_shape(image_shape)
+        self.latent_dim = positive(latent_dim, "latent_dim")
+        self.passes: tuple[str, ...] = ()
+        self.config: dict[str, Any] = {
+            "image_shape": list(self.image_shape),
+            "latent_dim": latent_dim,
+            "likelihood": likelihood,
+            "widths": list(widths),
+            "hidden": hidden,
+        }
+        sizes: dict[str, Any] = {"widths": widths, "hidden": hidden}
+        self.encoder = encoder or ConvEncoder((channels, height, width), latent_dim, **sizes)
+        self.decoder = decoder or ConvDecoder((channels, height, width), latent_dim, **sizes)
+        self.likelihood = make_likelihood(likelihood, channels)
+
+    def prior(self, n: int) -> TorchDistribution:
+        """p(z) for n data."""
+        zero = next(self.parameters()).new_zeros(())
+        return dist.Normal(zero, zero + 1).expand([n, self.latent_dim]).to_event(1)
+
+    def posterior(self, x: Tensor) -> TorchDistribution:
+        """q(z|x), (4)."""
+        loc, scale = self.encoder(x)
+        return dist.Normal(loc, scale).to_event(1)
+
+    def conditional(self, z: Tensor) -> TorchDistribution:
+        """p(x|z)."""
+        return self.likelihood(self.decoder(z))
+
+    def model(self, x: Tensor) -> None:
+        """p(x, z), with sites `z` and `x` in the plate `data`."""
+        self.check(x)
+        register("decoder", self.decoder)
+        register("likelihood", self.likelihood)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", self.prior(x.shape[0]))
+            pyro.sample("x", self.conditional(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z|x), with site `z` in the plate `data`."""
+        self.check(x)
+        register("encoder", self.encoder)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", self.posterior(x))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The mean of q(z|x); (n, latent_dim)."""
+        self.check(x)
+        return self.encoder(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The expected picture E[x|z] in [0, 1]; (n, C, H, W)."""
+        return self.decoder(z).sigmoid()
+
+    def generate(self, n: int) -> Tensor:
+        """Pictures E[x|z] with z drawn from the prior; (n, C, H, W)."""
+        return self.decode(self.prior(n).sample())
+
+    def deployable(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """The nets that passes and exporters work on, each with an example of its input."""
+        like = next(self.parameters())
+        return {
+            "encoder": (self.encoder, like.new_zeros(1, *self.image_shape)),
+            "decoder": (self.decoder, like.new_zeros(1, self.latent_dim)),
+        }
+
+    def check(self, x: Tensor) -> None:
+        """Raise a ValueError for anything but a batch of this model's images."""
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"expected images of shape (n, {shape}), got {tuple(x.shape)}: reshape or resize them")
+
+
+def register(name: str, module: nn.Module) -> None:
+    """`pyro.module`, except that the module's own tensors always win over what the parameter store keeps under their names.
+
+    The store is global and keyed by name, so that a second model in the process, or the same one after pruning, would otherwise
+    be given the first one's tensors. Inside `functional_call` the caller holds the parameters and nothing is registered.
+    """
+    store = pyro.get_param_store()
+    parameters = dict(module.named_parameters())
+    if not all(isinstance(value, nn.Parameter) for value in parameters.values()):
+        return
+    for key, value in parameters.items():
+        full_name = f"{name}$$${key}"
+        if full_name in store and store[full_name] is not value:
+            del store[full_name]
+    pyro.module(name, module)
+
+
+def checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape[1:]) < 8:
+        raise ValueError(
+            f"image_shape is {tuple(image_shape)}, expected (1 or 3 channels, height, width) with sides of 8 or more"
+        )
+    channels, height, width = (int(n) for n in image_shape)
+    return channels, height, width
+
+
+def positive(number: int, name: str) -> int:
+    if number < 1:
+        raise ValueError(f"{name} is {number}, expected 1 or more")
+    return number
+
+
+def make_likelihood(name: str, channels: int) -> nn.Module:
+    if name == BernoulliLikelihood.name:
+        return BernoulliLikelihood()
+    if name == LogisticLikelihood.name:
+        return LogisticLikelihood(channels)
+    raise ValueError(f"likelihood is {name!r}, expected {BernoulliLikelihood.name!r} or {LogisticLikelihood.name!r}")

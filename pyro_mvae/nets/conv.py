@@ -1,0 +1,117 @@
+"""Convolutional encoder and decoder, the blocks they share with the mobile nets, and the geometry of halving an image.
+
+Every layer is a convolution: the last map is reduced by a kernel of its own extent instead of being flattened, and the decoder
+opens with a transposed one. Channels then stay channels from end to end, which is what structured pruning can follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+
+
+def halvings(size: int, num_stages: int) -> list[int]:
+    """Sizes of a map that strided convolutions halve, rounding up.
+
+    Example:
+        >>> halvings(28, 3)
+        [28, 14, 7, 4]
+    """
+    sizes = [size]
+    for _ in range(num_stages):
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
+
+
+def block(layer: nn.Module, channels: int) -> nn.Sequential:
+    """A convolution, its batch normalisation and ReLU."""
+    return nn.Sequential(layer, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+def doubling(in_channels: int, out_channels: int, targets: Sequence[int]) -> nn.ConvTranspose2d:
+    """A transposed convolution from ⌈n/2⌉ to n in each direction: a kernel of 4 where n is even, of 3 where it is odd."""
+    height, width = (3 if n % 2 else 4 for n in targets)
+    return nn.ConvTranspose2d(in_channels, out_channels, (height, width), stride=2, padding=1)
+
+
+class Heads(nn.Module):
+    """Two heads over one feature vector: the loc and the scale of q(z|x).
+
+    Two layers and not one split in halves: a split can't be pruned by torch-pruning and falls out of XNNPACK's delegate.
+    """
+
+    def __init__(self, in_channels: int, latent_dim: int):
+        super().__init__()
+        self.loc = nn.Conv2d(in_channels, latent_dim, 1)
+        self.log_scale = nn.Conv2d(in_channels, latent_dim, 1)
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loc(h).flatten(1), self.log_scale(h).flatten(1).exp()
+
+
+class ConvEncoder(nn.Module):
+    """x → loc and scale of q(z|x), by strided convolutions.
+
+    Args:
+        image_shape: (channels, height, width), any size from 8 up.
+        latent_dim: size of z.
+        widths: channels after each halving.
+        hidden: units of the layer between the last map and the heads.
+
+    Shapes: (n, C, H, W) in [0, 1] → (n, latent_dim), (n, latent_dim).
+
+    Example:
+        >>> import torch
+        >>> loc, scale = ConvEncoder((1, 28, 28), 16)(torch.rand(2, 1, 28, 28))
+        >>> loc.shape, bool((scale > 0).all())
+        (torch.Size([2, 16]), True)
+    """
+
+    def __init__(self, image_shape: Shape, latent_dim: int, *, widths: Sequence[int] = (24, 48), hidden: int = 128):
+        super().__init__()
+        channels, height, width = image_shape
+        layers: list[nn.Module] = []
+        for out in widths:
+            layers.append(block(nn.Conv2d(channels, out, 3, stride=2, padding=1), out))
+            channels = out
+        extent = (halvings(height, len(widths))[-1], halvings(width, len(widths))[-1])
+        layers.append(block(nn.Conv2d(channels, hidden, extent), hidden))
+        self.body = nn.Sequential(*layers)
+        self.heads = Heads(hidden, latent_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.heads(self.body(x))
+
+
+class ConvDecoder(nn.Module):
+    """z → the location of p(x|z) on the likelihood's own scale (logits for Bernoulli), by transposed convolutions.
+
+    Args: as `ConvEncoder`, in the encoder's order: the decoder mirrors it.
+
+    Shapes: (n, latent_dim) → (n, C, H, W).
+
+    Example:
+        >>> import torch
+        >>> ConvDecoder((3, 33, 32), 16)(torch.randn(2, 16)).shape
+        torch.Size([2, 3, 33, 32])
+    """
+
+    def __init__(self, image_shape: Shape, latent_dim: int, *, widths: Sequence[int] = (24, 48), hidden: int = 128):
+        super().__init__()
+        channels, height, width = image_shape
+        heights, columns = halvings(height, len(widths)), halvings(width, len(widths))
+        layers: list[nn.Module] = [
+            block(nn.Conv2d(latent_dim, hidden, 1), hidden),
+            block(nn.ConvTranspose2d(hidden, widths[-1], (heights[-1], columns[-1])), widths[-1]),
+        ]
+        for i in reversed(range(1, len(widths))):
+            layer = doubling(widths[i], widths[i - 1], (heights[i], columns[i]))
+            layers.append(block(layer, widths[i - 1]))
+        layers.append(doubling(widths[0], channels, (height, width)))
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.body(z[:, :, None, None])

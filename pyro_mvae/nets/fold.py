@@ -1,0 +1,47 @@
+"""Batch normalisation folded into the convolution before it: exact, and one layer less on the phone."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+
+
+def fold_batch_norm(net: nn.Module) -> nn.Module:
+    """A copy of `net` in which every `BatchNorm2d` that follows a convolution is part of that convolution's weights.
+
+    The result computes what `net` computes in evaluation mode, to float32 rounding.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> torch.allclose(net(x), fold_batch_norm(net)(x), atol=1e-5)
+        True
+    """
+    net = copy.deepcopy(net)
+    modules = dict(net.named_modules())
+    for node in call_modules(net):
+        norm, source = modules[str(node.target)], node.args[0]
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(source, fx.Node) or source.op != "call_module":
+            continue
+        conv = modules[str(source.target)]
+        if isinstance(conv, CONVOLUTIONS) and len(source.users) == 1:
+            absorb(conv, norm)
+            net.set_submodule(str(node.target), nn.Identity())
+    return net
+
+
+def absorb(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
+    """Scale and shift a convolution as the normalisation after it would."""
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias, conv.transposed
+    )  # pyright: ignore[reportArgumentType]
+
+
+def call_modules(net: nn.Module) -> list[fx.Node]:
+    """The calls of submodules in the order they are made."""
+    return [node for node in fx.symbolic_trace(net).graph.nodes if node.op == "call_module"]

@@ -1,0 +1,241 @@
+"""Layers whose weights and activations are int8: in training, and as the integers that every runtime reads.
+
+One description serves all: a `QuantizedConv` computes its per-channel weight scales from its weights, an `ActivationQuantizer`
+keeps the range it saw. In training they round with a straight-through gradient. `as_integers` turns them into the explicit
+quantise/dequantise operations that XNNPACK, Core ML and ONNX each translate to their own integer kernels.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules, fold_batch_norm
+
+LOWEST, HIGHEST = -128, 127
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds an activation to 256 levels between the smallest and largest value seen: q = clamp(round(x / scale) + zero_point).
+
+    In training mode the range is an exponential moving average of each batch's extremes; it always contains 0, so that zero
+    padding stays exact. The gradient passes straight through inside the range and is 0 outside it.
+
+    Args:
+        momentum: weight of a new batch in the moving range.
+        bounds: a range known beforehand, which is then never moved (pixels in [0, 1]).
+
+    Example:
+        >>> quantizer = ActivationQuantizer(bounds=(0.0, 1.0)).eval()
+        >>> quantizer(torch.tensor([0.0, 0.4999, 2.0]))
+        tensor([0.0000, 0.4980, 1.0000])
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, *, momentum: float = 0.05, bounds: tuple[float, float] | None = None):
+        super().__init__()
+        self.momentum = momentum
+        self.moving = bounds is None
+        low, high = bounds or (torch.inf, -torch.inf)
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("high", torch.tensor(high))
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        """The scale, and the zero point as a float with an integral value."""
+        scale = ((self.high - self.low) / (HIGHEST - LOWEST)).clamp(min=1e-8)
+        return scale, (LOWEST - torch.round(self.low / scale)).clamp(LOWEST, HIGHEST)
+
+    def observe(self, x: Tensor) -> None:
+        low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
+        new = torch.isinf(self.low)
+        self.low.copy_(torch.where(new, low, torch.lerp(self.low, low, self.momentum)))
+        self.high.copy_(torch.where(new, high, torch.lerp(self.high, high, self.momentum)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.moving:
+            self.observe(x.detach())
+        scale, zero_point = self.qparams()
+        clipped = x.clamp((LOWEST - zero_point) * scale, (HIGHEST - zero_point) * scale)
+        rounded = (torch.clamp(torch.round(x / scale) + zero_point, LOWEST, HIGHEST) - zero_point) * scale
+        return clipped + (rounded - clipped).detach()
+
+
+class QuantizedConv(nn.Module):
+    """A convolution, plain or transposed, whose weights are rounded to int8 with one scale per output channel.
+
+    The gradient passes straight through the rounding (17): w_q = w + stop_gradient(round(w / s) s − w), s = max|w| / 127.
+
+    Args:
+        conv: the layer it takes the place of; its parameters are kept, not copied.
+
+    Raises:
+        ValueError: for a grouped transposed convolution, whose channels no runtime quantises alike.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d):
+        super().__init__()
+        if conv.transposed and conv.groups > 1:
+            raise ValueError(f"{conv} can't be quantised: it is transposed and grouped; use groups=1")
+        self.conv = conv
+
+    @property
+    def axis(self) -> int:
+        return 1 if self.conv.transposed else 0
+
+    def scales(self) -> Tensor:
+        """One scale per output channel."""
+        other = [d for d in range(4) if d != self.axis]
+        return (self.conv.weight.detach().abs().amax(other) / HIGHEST).clamp(min=1e-8)
+
+    def integers(self) -> Tensor:
+        scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
+        return torch.round(self.conv.weight.detach() / scales).clamp(-HIGHEST, HIGHEST).to(torch.int8)
+
+    def rounded_weight(self) -> Tensor:
+        weight = self.conv.weight
+        scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
+        return weight + (torch.round(weight / scales).clamp(-HIGHEST, HIGHEST) * scales - weight).detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(self.conv, x, self.rounded_weight())
+
+
+def convolve(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:
+    """What `conv` computes, with another weight."""
+    function = F.conv_transpose2d if conv.transposed else F.conv2d
+    return function(x, weight, conv.bias, conv.stride, conv.padding, groups=conv.groups)  # pyright: ignore[reportArgumentType]
+
+
+class IntegerConv(nn.Module):
+    """A `QuantizedConv` with its integers stored: what is exported."""
+
+    integers: Tensor
+    scales: Tensor
+    zero_points: Tensor
+
+    def __init__(self, quantized: QuantizedConv):
+        super().__init__()
+        self.conv = copy.deepcopy(quantized.conv)
+        self.axis = quantized.axis
+        self.register_buffer("integers", quantized.integers())
+        self.register_buffer("scales", quantized.scales())
+        self.register_buffer("zero_points", torch.zeros(len(self.scales), dtype=torch.int64))
+        del self.conv.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.ops.quantized_decomposed.dequantize_per_channel.default(
+            self.integers, self.scales, self.zero_points, self.axis, -HIGHEST, HIGHEST, torch.int8
+        )
+        return convolve(self.conv, x, weight)
+
+
+class IntegerActivation(nn.Module):
+    """An `ActivationQuantizer` as one quantise and one dequantise operation."""
+
+    def __init__(self, quantizer: ActivationQuantizer):
+        super().__init__()
+        scale, zero_point = quantizer.qparams()
+        self.scale, self.zero_point = float(scale), int(zero_point)
+
+    def forward(self, x: Tensor) -> Tensor:
+        arguments = (self.scale, self.zero_point, LOWEST, HIGHEST, torch.int8)
+        q = torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *arguments)
+        return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *arguments)
+
+
+def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None) -> nn.Module:
+    """A copy of `net` that computes in int8: batch normalisation folded, convolutions and the activations between them rounded.
+
+    An activation is rounded after its ReLU, where XNNPACK fuses it, and a convolution's input where nothing rounded it before.
+    The ranges are those of the data that pass through in training mode.
+
+    Args:
+        bounds: the range of the net's input, if it is known beforehand.
+
+    Raises:
+        ValueError: for a net that is quantised already, or a layer that can't be.
+
+    Example:
+        >>> net = quantized(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), bounds=(0.0, 1.0))
+        >>> x = torch.rand(2, 1, 8, 8)
+        >>> y = net.train()(x)
+        >>> len(torch.unique(net.eval()(x))) <= 256
+        True
+    """
+    if is_quantized(net):
+        raise ValueError("the net is quantised already")
+    net = fold_batch_norm(net)
+    rounded: set[fx.Node] = set()
+    modules = dict(net.named_modules())
+    for node in call_modules(net):
+        layer, name = modules[str(node.target)], str(node.target)
+        if isinstance(layer, nn.Linear):
+            raise ValueError(f"layer {name!r} is linear: use a 1×1 convolution, which every runtime quantises alike")
+        if not isinstance(layer, CONVOLUTIONS):
+            continue
+        source, last = node.args[0], end_of_activation(node, modules)
+        replacement: nn.Module = QuantizedConv(layer)
+        if source not in rounded:
+            replacement = nn.Sequential(ActivationQuantizer(bounds=bounds), replacement)
+        net.set_submodule(name, replacement)
+        final = str(last.target)
+        net.set_submodule(final, nn.Sequential(net.get_submodule(final), ActivationQuantizer()))
+        rounded.add(last)
+    return net
+
+
+def end_of_activation(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
+    """The last of the modules after a convolution that XNNPACK fuses with it."""
+    users = list(node.users)
+    while len(users) == 1 and users[0].op == "call_module" and isinstance(modules[str(users[0].target)], (nn.ReLU, nn.Identity)):
+        node = users[0]
+        users = list(node.users)
+    return node
+
+
+def check_calibrated(net: nn.Module) -> None:
+    """Raise a ValueError when a quantiser has seen no data."""
+    for name, module in net.named_modules():
+        if isinstance(module, ActivationQuantizer) and not bool(torch.isfinite(module.low)):
+            raise ValueError(f"quantiser {name!r} has seen no data, so it has no range: fit the model after quantising it")
+
+
+def is_quantized(net: nn.Module) -> bool:
+    """Whether a net has int8 layers."""
+    return any(isinstance(module, QuantizedConv) for module in net.modules())
+
+
+def as_integers(net: nn.Module) -> nn.Module:
+    """A copy of a quantised net in evaluation mode, its rounding done by explicit integer operations.
+
+    It computes what the net itself computes in evaluation mode, to float32 rounding.
+    """
+    import torch.ao.quantization.fx._decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+
+    return replaced(copy.deepcopy(net).eval(), QuantizedConv, IntegerConv, ActivationQuantizer, IntegerActivation)
+
+
+def as_floats(net: nn.Module) -> nn.Module:
+    """A copy of a quantised net in evaluation mode with its rounded weights as floats and its activations left alone."""
+
+    def plain(quantized: QuantizedConv) -> nn.Module:
+        quantized.conv.weight.data = quantized.rounded_weight().detach()
+        return quantized.conv
+
+    return replaced(copy.deepcopy(net).eval(), QuantizedConv, plain, ActivationQuantizer, lambda _: nn.Identity())
+
+
+def replaced(net: nn.Module, *rules) -> nn.Module:
+    """`net` with every module of type rules[0] replaced by rules[1](module), of type rules[2] by rules[3](module), and so on."""
+    pairs = list(zip(rules[::2], rules[1::2], strict=True))
+    for kind, make in pairs:
+        if isinstance(net, kind):
+            return make(net)
+    for name, child in net.named_children():
+        setattr(net, name, replaced(child, *rules))
+    return net
