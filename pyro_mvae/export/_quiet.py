@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import ModuleType
 
 # Libraries that warn, on every import, about optional parts that are absent or not yet tested together.
@@ -46,6 +49,20 @@ def import_quietly(name: str) -> ModuleType:
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
+
+
+@contextmanager
+def no_native_messages() -> Iterator[None]:
+    """Silence what libraries in C++ write to the process's standard error, past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @contextmanager

@@ -6,10 +6,11 @@ What comes out is what the program says; a device may add rounding of its own (t
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.mil_ops import CONSTANTS, OPERATIONS
 
-Shapes = list[list[tuple[int, "int | None"]]]
+Shapes = list[list[tuple[int, int | None]]]
 """Alternatives, each a list of the smallest and largest size (None: no limit) of every dimension."""
 
 # torch computes little in unsigned integers of more than 8 bits: they take the next wider signed type.
@@ -35,7 +36,6 @@ _TORCH_TYPES = {
     "uint32": torch.int64,
     "bool": torch.bool,
 }
-_NUMPY_TYPES = {"fp16": "float16", "fp32": "float32"}
 
 
 def evaluate_mlpackage(path: str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -68,10 +68,11 @@ class MilProgram:
     inputs: dict[str, tuple[int, ...]]
     outputs: tuple[str, ...]
     metadata: dict[str, str]
-    _shapes: dict[str, Shapes]
-    _steps: tuple[_Step, ...]
-    _constants: dict[str, Tensor | str]
-    _types: dict[str, str]
+    _shapes: dict[str, Shapes] = field(repr=False)
+    _function: Any = field(repr=False)  # coremltools' graph; the dicts below have its variables for keys
+    _steps: tuple[_Step, ...] = field(repr=False)
+    _constants: dict[Any, Tensor | str] = field(repr=False)
+    _types: dict[Any, str] = field(repr=False)
 
     @classmethod
     def load(cls, path: str | Path) -> MilProgram:
@@ -92,15 +93,16 @@ class MilProgram:
         type_name = import_quietly("coremltools.converters.mil.mil.types").builtin_to_string
         shapes = {feature.name: _shapes(feature, function.inputs[feature.name]) for feature in features}
         steps = tuple(_step(operation) for operation in function.operations if operation.op_type not in CONSTANTS)
-        used = {**{var.name: var for step in steps for var in step.variables()}, **_by_name(function.outputs)}
+        used = {*function.inputs.values(), *function.outputs, *(var for step in steps for var in step.variables())}
         return cls(
             inputs={feature.name: _default_shape(feature, shapes[feature.name]) for feature in features},
             outputs=tuple(var.name for var in function.outputs),
             metadata=dict(spec.description.metadata.userDefined),
             _shapes=shapes,
+            _function=function,
             _steps=steps,
-            _constants={name: _constant(var, path) for name, var in used.items() if _is_constant(var)},
-            _types={name: type_name(var.dtype) for name, var in {**used, **function.inputs}.items()},
+            _constants={var: _constant(var) for var in used if _is_constant(var)},
+            _types={var: type_name(var.dtype) for var in used},
         )
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -112,26 +114,24 @@ class MilProgram:
         float32 and rounded to float16 after each operation. Raises ValueError if an input is missing, unknown, or has
         the wrong shape or type.
         """
-        values: dict[str, Any] = {**self._constants, **self._checked(inputs)}
+        values: dict[Any, Any] = {**self._constants, **self._checked(inputs)}
         for step in self._steps:
             results = OPERATIONS[step.kind](**step.arguments(values))
             results = [results] if isinstance(results, Tensor) else results
             for var, result in zip(step.outputs, results, strict=True):
-                values[var.name] = _as_declared(result, self._types[var.name])
-        return {name: _to_numpy(values[name], self._types[name]) for name in self.outputs}
+                values[var] = _as_declared(result, self._types[var])
+        return {var.name: _to_numpy(values[var], self._types[var]) for var in self._function.outputs}
 
-    def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[Any, Tensor]:
         if set(inputs) != set(self.inputs):
-            raise ValueError(
-                f"got inputs {sorted(inputs)}, expected {sorted(self.inputs)}; give exactly one array for each"
-            )
-        return {name: self._tensor(name, np.asarray(array)) for name, array in inputs.items()}
+            raise ValueError(f"got inputs {sorted(inputs)}, expected {sorted(self.inputs)}; give exactly one array for each")
+        return {self._function.inputs[name]: self._tensor(name, np.asarray(array)) for name, array in inputs.items()}
 
     def _tensor(self, name: str, array: np.ndarray) -> Tensor:
         if not any(_fits(array.shape, shape) for shape in self._shapes[name]):
             expected = " or ".join(_describe(shape) for shape in self._shapes[name])
             raise ValueError(f"input {name!r} has shape {array.shape}, expected {expected}; reshape the array")
-        kind = _NUMPY_TYPES.get(self._types[name], self._types[name])
+        kind = _numpy_type(self._types[self._function.inputs[name]])
         if not np.can_cast(array.dtype, kind, "same_kind"):
             raise ValueError(f"input {name!r} has type {array.dtype}, expected {kind}; cast the array")
         with np.errstate(over="ignore"):
@@ -150,7 +150,7 @@ class _Step:
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            name: [values[var.name] for var in operand] if isinstance(operand, (list, tuple)) else values[operand.name]
+            name: [values[var] for var in operand] if isinstance(operand, (list, tuple)) else values[operand]
             for name, operand in self.operands.items()
         }
 
@@ -173,8 +173,7 @@ def _read(path: Path) -> tuple[Any, Path]:
         raise _unreadable(path, error) from error
     if spec.WhichOneof("Type") != "mlProgram":
         raise ValueError(
-            f"{path} holds a Core ML {spec.WhichOneof('Type')}, expected an ML program; "
-            'convert with convert_to="mlprogram"'
+            f'{path} holds a Core ML {spec.WhichOneof("Type")}, expected an ML program; convert with convert_to="mlprogram"'
         )
     return spec, model.parent / "weights"
 
@@ -205,9 +204,7 @@ def _function(spec: Any, weights: Path, path: Path) -> Any:
     except Exception as error:
         raise _unreadable(path, error) from error
     if list(program.functions) != ["main"]:
-        raise ValueError(
-            f"{path} has functions {sorted(program.functions)}, expected only 'main'; save each as its own package"
-        )
+        raise ValueError(f"{path} has functions {sorted(program.functions)}, expected only 'main'; save each as its own package")
     return program.functions["main"]
 
 
@@ -245,21 +242,25 @@ def _describe(bounds: list[tuple[int, int | None]]) -> str:
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 
 
-def _by_name(variables: Sequence[Any]) -> dict[str, Any]:
-    return {var.name: var for var in variables}
-
-
 def _is_constant(var: Any) -> bool:
     return var.op is not None and var.op.op_type in CONSTANTS
 
 
-def _constant(var: Any, path: Path) -> Tensor | str:
-    value = var.val if var.op.op_type == "const" else var.op.materialized_val_inference()
-    if value is None:
-        raise ValueError(f"{path}: no value for the constant {var.name!r} ({var.op.op_type}); save the package again")
-    if isinstance(value, str):
-        return str(value)
-    return _to_torch(np.asarray(value))
+def _constant(var: Any) -> Tensor | str:
+    value = _decompressed(var)
+    return str(value) if isinstance(value, str) else _to_torch(np.asarray(value))
+
+
+def _decompressed(var: Any) -> Any:
+    # Not by coremltools' materialized_val_inference: it knows no table of values that is quantised in its turn.
+    operation = var.op
+    if operation.op_type == "const":
+        return var.val
+    if operation.op_type == "constexpr_cast":
+        return operation.materialized_val_inference()
+    operands = [operation.inputs.get(name) for name in inspect.signature(operation.decompress).parameters]
+    result = operation.decompress(*[None if operand is None else _decompressed(operand) for operand in operands])
+    return result[var.op_output_idx] if isinstance(result, tuple) else result
 
 
 def _as_declared(result: Tensor, kind: str) -> Tensor:
@@ -271,5 +272,9 @@ def _to_torch(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=wider.get(array.dtype.name, array.dtype.name)))
 
 
+def _numpy_type(kind: str) -> str:
+    return {"fp16": "float16", "fp32": "float32"}.get(kind, kind)
+
+
 def _to_numpy(value: Tensor, kind: str) -> np.ndarray:
-    return value.numpy().astype(_NUMPY_TYPES.get(kind, kind))
+    return value.numpy().astype(_numpy_type(kind))

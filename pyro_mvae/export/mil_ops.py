@@ -48,9 +48,7 @@ def _concat(*, values: Sequence[Tensor], axis: Tensor, interleave: Tensor | bool
     return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
 
 
-def _split(
-    *, x: Tensor, axis: Tensor, num_splits: Tensor | None = None, split_sizes: Tensor | None = None
-) -> Sequence[Tensor]:
+def _split(*, x: Tensor, axis: Tensor, num_splits: Tensor | None = None, split_sizes: Tensor | None = None) -> Sequence[Tensor]:
     if split_sizes is not None:
         return x.split(split_sizes.tolist(), int(axis))
     assert num_splits is not None
@@ -135,16 +133,12 @@ def _gather(
     dim = int(axis) % x.ndim
     if batch_dims:
         pairs = zip(x, indices, strict=True)
-        return torch.stack(
-            [_gather(x=row, indices=i, axis=dim - 1, batch_dims=int(batch_dims) - 1) for row, i in pairs]
-        )
+        return torch.stack([_gather(x=row, indices=i, axis=dim - 1, batch_dims=int(batch_dims) - 1) for row, i in pairs])
     taken = x.index_select(dim, _from_start(indices, x.shape[dim]).flatten())
     return taken.reshape(x.shape[:dim] + indices.shape + x.shape[dim + 1 :])
 
 
-def _gather_along_axis(
-    *, x: Tensor, indices: Tensor, axis: Tensor | int = 0, validate_indices: Tensor | bool = False
-) -> Tensor:
+def _gather_along_axis(*, x: Tensor, indices: Tensor, axis: Tensor | int = 0, validate_indices: Tensor | bool = False) -> Tensor:
     return torch.take_along_dim(x, _from_start(indices, x.shape[int(axis)]), int(axis))
 
 
@@ -589,9 +583,7 @@ def _product(x: Tensor, axes: list[int], *, keepdim: bool) -> Tensor:
 
 
 def _arg(function: Callable[..., Tensor]) -> Operation:
-    def operation(
-        *, x: Tensor, axis: Tensor | int = -1, keep_dims: Tensor | bool = False, output_dtype: str = "int32"
-    ) -> Tensor:
+    def operation(*, x: Tensor, axis: Tensor | int = -1, keep_dims: Tensor | bool = False, output_dtype: str = "int32") -> Tensor:
         return function(x, int(axis), keepdim=bool(keep_dims))
 
     return operation
@@ -684,9 +676,7 @@ def _quantize(
     return (levels + _zero(zero_point, axis, input.ndim)).clamp(limits.min, limits.max)
 
 
-def _dequantize(
-    *, input: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: Tensor | None = None
-) -> Tensor:
+def _dequantize(*, input: Tensor, scale: Tensor, zero_point: Tensor | None = None, axis: Tensor | None = None) -> Tensor:
     return (input.float() - _zero(zero_point, axis, input.ndim)) * _per_channel(scale, axis, input.ndim)
 
 

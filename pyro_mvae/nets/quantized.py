@@ -8,8 +8,11 @@ quantise/dequantise operations that XNNPACK, Core ML and ONNX each translate to 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_decomposed
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -215,27 +218,32 @@ def as_integers(net: nn.Module) -> nn.Module:
 
     It computes what the net itself computes in evaluation mode, to float32 rounding.
     """
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  registers torch.ops.quantized_decomposed
+    return replaced(copy.deepcopy(net).eval(), {QuantizedConv: IntegerConv, ActivationQuantizer: IntegerActivation})
 
-    return replaced(copy.deepcopy(net).eval(), QuantizedConv, IntegerConv, ActivationQuantizer, IntegerActivation)
+
+def as_integer_weights(net: nn.Module) -> nn.Module:
+    """A copy of a net that was not quantised, in evaluation mode, with int8 weights and activations left as they are."""
+
+    def integer(conv: Any) -> nn.Module:
+        return IntegerConv(QuantizedConv(conv))
+
+    return replaced(copy.deepcopy(net).eval(), dict.fromkeys(CONVOLUTIONS, integer))
 
 
 def as_floats(net: nn.Module) -> nn.Module:
-    """A copy of a quantised net in evaluation mode with its rounded weights as floats and its activations left alone."""
+    """A copy of a quantised net in evaluation mode with its rounded weights as floats and its activations left as they are."""
 
-    def plain(quantized: QuantizedConv) -> nn.Module:
+    def plain(quantized: Any) -> nn.Module:
         quantized.conv.weight.data = quantized.rounded_weight().detach()
         return quantized.conv
 
-    return replaced(copy.deepcopy(net).eval(), QuantizedConv, plain, ActivationQuantizer, lambda _: nn.Identity())
+    return replaced(copy.deepcopy(net).eval(), {QuantizedConv: plain, ActivationQuantizer: lambda _: nn.Identity()})
 
 
-def replaced(net: nn.Module, *rules) -> nn.Module:
-    """`net` with every module of type rules[0] replaced by rules[1](module), of type rules[2] by rules[3](module), and so on."""
-    pairs = list(zip(rules[::2], rules[1::2], strict=True))
-    for kind, make in pairs:
-        if isinstance(net, kind):
-            return make(net)
+def replaced(net: nn.Module, rules: Mapping[type, Callable[[Any], nn.Module]]) -> nn.Module:
+    """`net` with each module whose type is in `rules` replaced by what the rule makes of it."""
+    if type(net) in rules:
+        return rules[type(net)](net)
     for name, child in net.named_children():
-        setattr(net, name, replaced(child, *rules))
+        setattr(net, name, replaced(child, rules))
     return net

@@ -1,0 +1,83 @@
+"""Core ML packages, for iOS."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from pyro_mvae.atomic import atomic
+from pyro_mvae.export._quiet import import_quietly, quiet
+from pyro_mvae.export.capture import capture
+from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
+from pyro_mvae.models import VAE
+from pyro_mvae.nets.quantized import is_quantized
+
+TARGETS = ("iOS16", "iOS17", "iOS18")
+# int8 weights for earlier systems give wrong results on GPU and neural engine
+DEFAULT_TARGETS = {"float16": "iOS16", "int8": "iOS18"}
+# this pass fuses dequantise → reshape → quantise without comparing the two scales
+WRONG_PASSES = ("common::int_op_canonicalization",)
+
+
+def export_coreml(
+    model: VAE,
+    path: str | os.PathLike[str],
+    *,
+    part: str = "decoder",
+    precision: str = "float16",
+    target: str | None = None,
+    images: Tensor | None = None,
+) -> Verification:
+    """Write one part of a model as a Core ML `.mlpackage`, evaluate the saved file and compare it with PyTorch.
+
+    The encoder takes `image`, raw pixels of 0–255, (1, C, H, W), and gives `loc` and `scale`; the decoder takes `z`,
+    (1, latent_dim), and gives `image` in [0, 1].
+
+    Args:
+        path: ends in `.mlpackage`; written atomically, and taken away again if it fails the comparison.
+        precision: "float16", or "int8": weights and activations of a quantised model, weights alone of any other.
+        target: the earliest system it runs on; iOS16 for float16, iOS18 for int8 when None.
+        images: what to compare on, uint8, (n, C, H, W); noise when None.
+
+    Raises:
+        ValueError: for a precision that the target can't hold, or a file over tolerance.
+        OSError: when the path can't be written.
+    """
+    path = check_suffix(path, ".mlpackage")
+    if precision not in DEFAULT_TARGETS:
+        raise ValueError(f"precision is {precision!r}, Core ML packages are written as: {', '.join(DEFAULT_TARGETS)}")
+    target = target or DEFAULT_TARGETS[precision]
+    if target not in TARGETS:
+        raise ValueError(f"target is {target!r}, expected one of: {', '.join(TARGETS)}")
+    if precision == "int8" and target == "iOS16" and is_quantized(model):
+        raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
+    convert(model, path, part=part, precision=precision, target=target)
+    return verify_or_remove(path, model, images=images)
+
+
+def convert(model: VAE, path: Path, *, part: str, precision: str, target: str) -> None:
+    """Convert and save, without comparing."""
+    graph = capture(model, part, precision=precision)
+    ct = import_quietly("coremltools")
+    with quiet():
+        passes = ct.PassPipeline.DEFAULT
+        passes.remove_passes(WRONG_PASSES)
+        package = ct.convert(
+            graph.program().run_decompositions({}),
+            inputs=[ct.TensorType(name=graph.input, shape=tuple(graph.example.shape))],
+            outputs=[ct.TensorType(name=name) for name in graph.outputs],
+            minimum_deployment_target=getattr(ct.target, target),
+            compute_precision=ct.precision.FLOAT16,
+            pass_pipeline=passes,
+            skip_model_load=True,
+        )
+        package.user_defined_metadata["precision"] = precision
+        package.user_defined_metadata["passes"] = "; ".join(model.passes)
+        with atomic(path) as temporary:
+            # coremltools insists on the suffix
+            named = temporary.with_suffix(path.suffix)
+            package.save(str(named))
+            if named != temporary:
+                named.rename(temporary)

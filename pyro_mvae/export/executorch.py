@@ -1,0 +1,98 @@
+"""ExecuTorch programs for XNNPACK, for Android and every other CPU."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mvae.atomic import atomic
+from pyro_mvae.export._quiet import import_quietly, no_native_messages, quiet
+from pyro_mvae.export.capture import capture
+from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
+from pyro_mvae.models import VAE
+from pyro_mvae.nets.quantized import is_quantized
+
+
+def export_executorch(
+    model: VAE,
+    path: str | os.PathLike[str],
+    *,
+    part: str = "decoder",
+    precision: str | None = None,
+    images: Tensor | None = None,
+) -> Verification:
+    """Write one part of a model as an ExecuTorch `.pte` for XNNPACK, run the saved file and compare it with PyTorch.
+
+    Args:
+        path: ends in `.pte`; written atomically, and taken away again if it fails the comparison.
+        precision: "float32", or "int8" for a quantised model; what the model is, when None.
+        images: what to compare on, uint8, (n, C, H, W); noise when None.
+
+    Raises:
+        ValueError: for a precision the model can't have, or a file over tolerance.
+        OSError: when the path can't be written.
+    """
+    path = check_suffix(path, ".pte")
+    precision = precision_of(model, precision)
+    content = lower(model, part=part, precision=precision)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+    return verify_or_remove(path, model, precision=precision, images=images)
+
+
+def precision_of(model: VAE, precision: str | None) -> str:
+    """The precision that is asked for, or that of the model; ValueError where a runtime for static int8 has no ranges."""
+    precision = precision or ("int8" if is_quantized(model) else "float32")
+    if precision not in ("float32", "int8"):
+        raise ValueError(f"precision is {precision!r}, expected float32 or int8")
+    if precision == "int8" and not is_quantized(model):
+        raise ValueError("int8 needs the ranges of the activations, and this model has none: quantise it and fit it first")
+    return precision
+
+
+def lower(model: VAE, *, part: str, precision: str) -> bytes:
+    """The content of a `.pte`."""
+    exir = import_quietly("executorch.exir")
+    xnnpack = import_quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    with quiet():
+        program = capture(model, part, precision=precision).program()
+        return exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()]).to_executorch().buffer
+
+
+def measured_bytes(model: VAE) -> int:
+    """The size of `encoder.pte` and `decoder.pte` together, by making them."""
+    precision = precision_of(model, None)
+    return sum(len(lower(model, part=part, precision=precision)) for part in ("encoder", "decoder"))
+
+
+@functools.cache
+def runtime() -> Any:
+    """ExecuTorch's runtime in this process."""
+    with no_native_messages():
+        return import_quietly("executorch.runtime").Runtime.get()
+
+
+def load_executorch(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], list[Tensor]]]:
+    """A `.pte` as its input's shape and a function.
+
+    Raises:
+        ValueError: when the file is no program.
+    """
+    try:
+        with no_native_messages():
+            method = runtime().load_program(path).load_method("forward")
+    except RuntimeError as error:
+        raise ValueError(f"{path} is damaged or no ExecuTorch program: {error}") from error
+    assert method is not None
+
+    def run(x: Tensor) -> list[Tensor]:
+        # the runtime gives views of its own memory, which the next call overwrites
+        return [torch.as_tensor(output).clone() for output in method.execute([x])]
+
+    return tuple(method.metadata.input_tensor_meta(0).sizes()), run

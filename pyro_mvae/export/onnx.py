@@ -1,0 +1,79 @@
+"""ONNX models: onnxruntime on any system, browsers included."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mvae.atomic import atomic
+from pyro_mvae.export._quiet import import_quietly, quiet
+from pyro_mvae.export.capture import capture
+from pyro_mvae.export.executorch import precision_of
+from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
+from pyro_mvae.models import VAE
+
+OPSET = 18
+
+
+def export_onnx(
+    model: VAE,
+    path: str | os.PathLike[str],
+    *,
+    part: str = "decoder",
+    precision: str | None = None,
+    images: Tensor | None = None,
+) -> Verification:
+    """Write one part of a model as ONNX, run the saved file and compare it with PyTorch.
+
+    At int8 the integers stand in QuantizeLinear and DequantizeLinear pairs, which runtimes fuse into integer kernels.
+
+    Args:
+        path: ends in `.onnx`; written atomically, and taken away again if it fails the comparison.
+        precision: "float32", or "int8" for a quantised model; what the model is, when None.
+        images: what to compare on, uint8, (n, C, H, W); noise when None.
+
+    Raises:
+        ValueError: for a precision the model can't have, or a file over tolerance.
+        OSError: when the path can't be written.
+    """
+    path = check_suffix(path, ".onnx")
+    precision = precision_of(model, precision)
+    graph = capture(model, part, precision=precision)
+    onnx = import_quietly("onnx")
+    with quiet():
+        exported: Any = torch.onnx.export(
+            graph.program(), dynamo=True, verbose=False, opset_version=OPSET, output_names=list(graph.outputs)
+        )
+        proto = exported.model_proto
+        onnx.helper.set_model_props(proto, {"precision": precision, "passes": "; ".join(model.passes)})
+        onnx.checker.check_model(proto)
+        with atomic(path) as temporary:
+            temporary.write_bytes(proto.SerializeToString())
+    return verify_or_remove(path, model, images=images)
+
+
+def load_onnx(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], list[Tensor]], dict[str, str]]:
+    """An ONNX model as its input's shape, a function on one core, and its metadata.
+
+    Raises:
+        ValueError: when the file is no model.
+    """
+    ort = import_quietly("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common base of their own
+        raise ValueError(f"{path} is damaged or no ONNX model: {str(error).splitlines()[0]}") from error
+    (source,) = session.get_inputs()
+
+    def run(x: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in session.run(None, {source.name: x.numpy()})]
+
+    return tuple(source.shape), run, dict(session.get_modelmeta().custom_metadata_map)

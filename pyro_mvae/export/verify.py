@@ -1,0 +1,181 @@
+"""A saved file against PyTorch: run it where it can be run, evaluate it where it can't, and compare."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyro_mvae.atomic import remove
+from pyro_mvae.export.capture import Capture, capture
+from pyro_mvae.export.mil import MilProgram
+from pyro_mvae.models import VAE
+from pyro_mvae.nets.quantized import is_quantized
+
+TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "int8": 5e-2}
+LEAST_PSNR = 40.0
+HIGHEST_PSNR = 200.0  # what equal outputs are reported as: JSON has no infinity
+NUM_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What comparing a file with PyTorch found.
+
+    `max_abs_diff` and `psnr_db` are the worst of the file's outputs, in units of the output's range: [0, 1] for pixels, and from
+    the smallest to the largest value over the images compared for `loc` and `scale`.
+    """
+
+    path: str
+    format: str
+    part: str
+    precision: str
+    bytes: int
+    max_abs_diff: float
+    psnr_db: float
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A saved file as a function, with what is known of it; `precision` is None where the format doesn't say."""
+
+    format: str
+    input_shape: tuple[int, ...]
+    run: Callable[[Tensor], list[Tensor]]
+    precision: str | None
+
+    @property
+    def part(self) -> str:
+        """Images have four dimensions, codes two."""
+        return "encoder" if len(self.input_shape) == 4 else "decoder"
+
+
+def load_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """Load a `.mlpackage`, `.pte` or `.onnx` to run it here.
+
+    Raises:
+        ValueError: when there is no such file, it is damaged, or of another format.
+    """
+    from pyro_mvae.export.executorch import load_executorch  # noqa: PLC0415  exporters verify what they write
+    from pyro_mvae.export.onnx import load_onnx  # noqa: PLC0415
+
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"no artifact at {path}: expected a .mlpackage, .pte or .onnx")
+    if path.suffix == ".mlpackage":
+        program = MilProgram.load(path)
+        ((name, shape),) = program.inputs.items()
+
+        def run(x: Tensor) -> list[Tensor]:
+            outputs = program({name: x.numpy()})
+            return [torch.from_numpy(outputs[key]).float() for key in program.outputs]
+
+        return Artifact("coreml", shape, run, program.metadata.get("precision"))
+    if path.suffix == ".pte":
+        shape, run_program = load_executorch(path)
+        return Artifact("executorch", shape, run_program, None)
+    if path.suffix == ".onnx":
+        shape, run_session, metadata = load_onnx(path)
+        return Artifact("onnx", shape, run_session, metadata.get("precision"))
+    raise ValueError(f"{path} has suffix {path.suffix!r}, expected .mlpackage, .pte or .onnx")
+
+
+def verify(
+    path: str | os.PathLike[str],
+    model: VAE,
+    *,
+    precision: str | None = None,
+    images: Tensor | None = None,
+) -> Verification:
+    """Run a saved file on images, or on codes of them, and compare each output with PyTorch's at the same precision.
+
+    A `.mlpackage` is evaluated operation by operation, the others run in their own runtimes. An int8 file is compared with the
+    model's own integers in PyTorch.
+
+    Args:
+        path: a file that one of the exporters wrote.
+        model: what it was exported from.
+        precision: of the file; what the file says, or the model is, when None.
+        images: uint8, (n, C, H, W), the first 64 are used; 64 of noise when None.
+
+    Returns: the figures, all within tolerance.
+
+    Raises:
+        ValueError: when an output is over tolerance (names file, output and figure), or the file is of another model.
+    """
+    artifact = load_artifact(path)
+    precision = precision or artifact.precision or ("int8" if is_quantized(model) else "float32")
+    reference = capture(model, artifact.part, precision=precision)
+    if artifact.input_shape != tuple(reference.example.shape):
+        raise ValueError(
+            f"{path} is of another model: its input has shape {artifact.input_shape}, the checkpoint's {artifact.part} "
+            f"takes {tuple(reference.example.shape)}"
+        )
+    inputs = inputs_for(artifact.part, model, images)
+    expected = [torch.cat(output) for output in zip(*(reference(x) for x in inputs.split(1)), strict=True)]
+    got = [torch.cat(output) for output in zip(*(artifact.run(x) for x in inputs.split(1)), strict=True)]
+    worst, psnr = compare(path, reference, got, expected)
+    return Verification(str(path), artifact.format, artifact.part, precision, size_of(path), worst, psnr)
+
+
+def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
+    """The largest difference and the lowest PSNR over the outputs; ValueError when one is over tolerance."""
+    if [tuple(output.shape) for output in got] != [tuple(output.shape) for output in expected]:
+        shapes = [tuple(output.shape[1:]) for output in got]
+        raise ValueError(f"{path} is of another model: its outputs have shapes {shapes}, expected {reference.outputs}")
+    tolerance = TOLERANCES[reference.precision]
+    worst, lowest = 0.0, HIGHEST_PSNR
+    for name, ours, theirs in zip(reference.outputs, got, expected, strict=True):
+        span = 1.0 if name == "image" else float(theirs.max() - theirs.min()) or 1.0
+        error = (ours - theirs) / span
+        difference, noise = float(error.abs().max()), float(error.square().mean())
+        psnr = min(-10 * math.log10(noise), HIGHEST_PSNR) if noise > 0 else HIGHEST_PSNR
+        if not difference <= tolerance:
+            raise ValueError(f"{path}: output {name!r} differs from PyTorch by {difference:.4g}, {reference.precision} allows {tolerance:g}")
+        if not psnr >= LEAST_PSNR:
+            raise ValueError(f"{path}: output {name!r} has a PSNR of {psnr:.1f} dB against PyTorch, at least {LEAST_PSNR:g} are asked for")
+        worst, lowest = max(worst, difference), min(lowest, psnr)
+    return worst, lowest
+
+
+def verify_or_remove(
+    path: Path, model: VAE, *, precision: str | None = None, images: Tensor | None = None
+) -> Verification:
+    """`verify`, leaving no file behind that fails."""
+    try:
+        return verify(path, model, precision=precision, images=images)
+    except ValueError:
+        remove(path)
+        raise
+
+
+@torch.no_grad()
+def inputs_for(part: str, model: VAE, images: Tensor | None) -> Tensor:
+    """Raw pixels for an encoder, codes drawn from q(z|x) of those pixels for a decoder; the same ones at each call."""
+    generator = torch.Generator().manual_seed(0)
+    if images is None:
+        images = torch.randint(0, 256, (NUM_IMAGES, *model.image_shape), generator=generator, dtype=torch.uint8)
+    if tuple(images.shape[1:]) != model.image_shape:
+        raise ValueError(f"images have shape {tuple(images.shape[1:])}, the model takes {model.image_shape}")
+    pixels = images[:NUM_IMAGES].float()
+    if part == "encoder":
+        return pixels
+    loc, scale = capture(model, "encoder", precision="float32")(pixels)
+    return loc + scale * torch.randn(loc.shape, generator=generator)
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file, or of all files in a package."""
+    path = Path(path)
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def check_suffix(path: str | os.PathLike[str], suffix: str) -> Path:
+    if Path(path).suffix != suffix:
+        raise ValueError(f"{path} does not end in {suffix}: give a name that does")
+    return Path(path)
