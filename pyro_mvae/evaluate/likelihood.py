@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_mvae.data import binarize
+from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.models.vae import VAE
 
 
@@ -32,7 +32,8 @@ def negative_log_likelihood(
     binarization: str = "none",
     seed: int = 0,
     chunk: int = 2000,
-    progress: Callable[[Iterator[Tensor], str, int], Iterator[Tensor]] | None = None,
+    progress: Track = untracked,
+    description: str = "Likelihood",
 ) -> NLL:
     """−log p(x) ≈ −log 1/K Σₖ p(x|zₖ) p(zₖ) / q(zₖ|x), zₖ ~ q(z|x): above the truth on average, closer with more samples.
 
@@ -58,7 +59,7 @@ def negative_log_likelihood(
     total = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for x in progress(iter(batches), "likelihood", len(batches)) if progress else batches:
+        for x in progress(batches, description, len(batches)):
             total -= float(log_evidence(model, x, num_samples).sum())
     model.train(was_training)
     nats = total / len(images)

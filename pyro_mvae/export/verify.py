@@ -136,16 +136,18 @@ def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: S
         difference, noise = float(error.abs().max()), float(error.square().mean())
         psnr = min(-10 * math.log10(noise), HIGHEST_PSNR) if noise > 0 else HIGHEST_PSNR
         if not difference <= tolerance:
-            raise ValueError(f"{path}: output {name!r} differs from PyTorch by {difference:.4g}, {reference.precision} allows {tolerance:g}")
+            raise ValueError(
+                f"{path}: output {name!r} differs from PyTorch by {difference:.4g}, {reference.precision} allows {tolerance:g}"
+            )
         if not psnr >= LEAST_PSNR:
-            raise ValueError(f"{path}: output {name!r} has a PSNR of {psnr:.1f} dB against PyTorch, at least {LEAST_PSNR:g} are asked for")
+            raise ValueError(
+                f"{path}: output {name!r} has a PSNR of {psnr:.1f} dB against PyTorch, at least {LEAST_PSNR:g} are asked for"
+            )
         worst, lowest = max(worst, difference), min(lowest, psnr)
     return worst, lowest
 
 
-def verify_or_remove(
-    path: Path, model: VAE, *, precision: str | None = None, images: Tensor | None = None
-) -> Verification:
+def verify_or_remove(path: Path, model: VAE, *, precision: str | None = None, images: Tensor | None = None) -> Verification:
     """`verify`, leaving no file behind that fails."""
     try:
         return verify(path, model, precision=precision, images=images)

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.data import Data, batches, num_batches
+from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.inference import checkpoint as files
 from pyro_mvae.inference.compiled import compile_objective
 from pyro_mvae.inference.objective import Miniaturization, Objective
-
-Advance = Callable[[dict[str, float]], None]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,7 +43,8 @@ def fit(
     miniaturization: Miniaturization | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    advance: Advance | None = None,
+    progress: Track = untracked,
+    description: str = "Fitting",
 ) -> pd.DataFrame:
     """Fit a Pyro pair by stochastic gradients of the ELBO through its amortised guide: minimise (14), jointly in θ and φ.
 
@@ -60,7 +60,7 @@ def fit(
         miniaturization: the regularisers of (14).
         checkpoint: where the state is kept: after each epoch, and when training is interrupted.
         resume: go on from `checkpoint` if it is there; the parameters then come out as if nothing had happened.
-        advance: called after each step with that step's terms, for a progress bar.
+        progress: shows how far it is: takes the steps, `description` and their number, gives the steps on.
 
     Returns: the history, a row per epoch: epoch, loss, kl, likelihood and penalties (nats per datum), learning_rate, seconds.
 
@@ -77,7 +77,6 @@ def fit(
     """
     check_settings(epochs=epochs, batch_size=batch_size, lr=lr)
     images, binarization = (data.train.images, data.binarization) if isinstance(data, Data) else (data, "none")
-    steps_per_epoch = num_batches(len(images), batch_size=batch_size)
     settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "guide_lr": guide_lr or lr, "seed": seed}
     settings |= {"num_images": len(images), "miniaturization": repr(miniaturization or Miniaturization())}
 
@@ -88,22 +87,13 @@ def fit(
         torch.manual_seed(seed)
         if resume and run.path and run.path.exists():
             run.load()
-        graph = compile_objective(Objective(model, miniaturization), next(batches(images[:2], batch_size=2)))
-        while run.epoch < epochs:
-            started = time.perf_counter() - run.seconds
-            xs = batches(
-                images, batch_size=batch_size, epoch=run.epoch, seed=seed, binarization=binarization, start=run.step
-            )
-            for x in xs:
-                total = epochs * steps_per_epoch
-                set_rates(optimizer, one_cycle(run.epoch * steps_per_epoch + run.step, total))
-                terms = run.update(graph, x.contiguous(memory_format=torch.channels_last))
-                run.seconds = time.perf_counter() - started
-                if advance:
-                    advance(terms)
-                if interrupted.is_set():
-                    run.stop()
-            run.finish_epoch()
+        graph = compile_objective(Objective(model, miniaturization), images[:1].float())
+        steps = run.steps(images, binarization=binarization)
+        for x in progress(steps, description, run.total - run.done):
+            set_rates(optimizer, one_cycle(run.done, run.total))
+            run.update(graph, x.contiguous(memory_format=torch.channels_last))
+            if interrupted.is_set():
+                run.stop()
     model.eval()
     return pd.DataFrame(run.history)
 
@@ -113,12 +103,35 @@ class Run:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], path: Path | None):
         self.model, self.optimizer, self.settings, self.path = model, optimizer, settings, path
+        self.steps_per_epoch = num_batches(settings["num_images"], batch_size=settings["batch_size"])
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
 
-    def update(self, graph: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, float]:
-        """One gradient step; the terms of its loss."""
+    def steps(self, images: Tensor, *, binarization: str) -> Iterator[Tensor]:
+        """The batches that are left, of all epochs; between two epochs, what there is to do at the end of one."""
+        batch_size, seed = self.settings["batch_size"], self.settings["seed"]
+        while self.epoch < self.settings["epochs"]:
+            started = time.perf_counter() - self.seconds
+            for x in batches(
+                images, batch_size=batch_size, epoch=self.epoch, seed=seed, binarization=binarization, start=self.step
+            ):
+                yield x
+                self.seconds = time.perf_counter() - started
+            self.finish_epoch()
+
+    @property
+    def total(self) -> int:
+        """Steps in the whole run."""
+        return self.settings["epochs"] * self.steps_per_epoch
+
+    @property
+    def done(self) -> int:
+        """Steps taken."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def update(self, graph: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> None:
+        """One gradient step."""
         terms = graph(x)
         values = {name: float(term.detach()) for name, term in terms.items()}
         if not math.isfinite(values["loss"]):
@@ -132,7 +145,6 @@ class Run:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * len(x)
         self.step += 1
-        return values
 
     def finish_epoch(self) -> None:
         """Add the epoch's row to the history and keep its state."""

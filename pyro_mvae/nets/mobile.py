@@ -73,9 +73,7 @@ class MobileDecoder(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         heights, columns = halvings(height, len(widths)), halvings(width, len(widths))
-        layers: list[nn.Module] = [
-            block(nn.ConvTranspose2d(latent_dim, widths[-1], (heights[-1], columns[-1])), widths[-1])
-        ]
+        layers: list[nn.Module] = [block(nn.ConvTranspose2d(latent_dim, widths[-1], (heights[-1], columns[-1])), widths[-1])]
         for i in reversed(range(1, len(widths))):
             layers.append(block(doubling(widths[i], widths[i - 1], (heights[i], columns[i])), widths[i - 1]))
         layers.append(doubling(widths[0], channels, (height, width)))

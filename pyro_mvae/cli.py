@@ -1,0 +1,205 @@
+"""The command line: each verb is one library function with the same arguments."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pyro_mvae._version import __version__
+
+USAGE, OVER_BUDGET, INTERRUPTED = 2, 3, 130
+
+
+def versions() -> str:
+    packages = {"torch": "torch", "Pyro": "pyro-ppl", "coremltools": "coremltools"}
+    return ", ".join([f"pyro-mvae {__version__}", *(f"{name} {version(package)}" for name, package in packages.items())])
+
+
+@contextmanager
+def progress_bars():
+    """Bars with the time left, on standard error; nothing when that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def track(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+            return bars.track(steps, total=total, description=description)
+
+        yield track
+
+
+class Verb(click.Command):
+    """A command whose mistakes end in one line and an exit code, never in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from pyro_mvae.compress import BudgetError  # noqa: PLC0415  torch takes a second to import
+
+        try:
+            return super().invoke(ctx)
+        except BudgetError as error:
+            fail(error, OVER_BUDGET)
+        except KeyboardInterrupt as error:
+            fail(f"{error or 'interrupted'}{advice(ctx)}", INTERRUPTED)
+        except (ValueError, OSError, FloatingPointError) as error:
+            fail(f"{error}{advice(ctx) if isinstance(error, FloatingPointError) else ''}", USAGE)
+
+
+def fail(message: object, code: int) -> None:
+    text = " ".join(str(message).split())
+    click.echo(f"error: {text}", err=True)
+    raise SystemExit(code)
+
+
+def advice(ctx: click.Context) -> str:
+    """How to take up what was interrupted."""
+    out = ctx.params.get("out")
+    return f"; go on with: pyro-mvae {ctx.info_name} --out {out} --resume" if out and (Path(out) / "build.json").exists() else ""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(message=versions())
+def main() -> None:
+    """Variational autoencoders from a Pyro model/guide pair to a phone."""
+
+
+@main.command(cls=Verb)
+@click.option(
+    "--data", default="digits", show_default=True, metavar="SPEC", help="digits, emoji, mnist:DIR, folder:DIR or shards:GLOB."
+)
+@click.option("--model", default="mvae", show_default=True, help="What the student is: mvae (mobile nets) or vae.")
+@click.option(
+    "--budget-kb", default=64.0, show_default=True, help="Size of int8 encoder.pte and decoder.pte together, 1000 bytes each."
+)
+@click.option("--out", default="build", show_default=True, help="The folder to make.")
+@click.option("--epochs", default=10, show_default=True, help="Of the teacher, and of the student's first stage.")
+@click.option("--size", type=int, help="Pixels a side, where the data are resized.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--nll-samples", default=50, show_default=True, help="Importance samples for each test image.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier build made in --out.")
+@click.option("--resume", is_flag=True, help="Go on with the build in --out, with the settings it was started with.")
+@click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON.")
+@click.pass_context
+def build(ctx: click.Context, *, as_json: bool, **settings: Any) -> None:
+    """Images to a small VAE: train, miniaturise, export, verify, report.
+
+    \b
+    Example:
+      pyro-mvae build --data digits --budget-kb 64 --out build
+    """
+    from pyro_mvae.build import build as run  # noqa: PLC0415
+
+    if settings["resume"]:
+        refuse_with_resume(ctx, allowed={"out", "resume", "as_json"})
+    with progress_bars() as progress:
+        report = run(progress=progress, **settings)
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+        return
+    console = Console()
+    for table in report.tables():
+        console.print(table)
+    if report.data["skipped"]:
+        console.print(f"{len(report.data['skipped'])} files were skipped: {'; '.join(report.data['skipped'][:5])}")
+    console.print(f"Everything is in {settings['out']}; look at {Path(settings['out']) / 'report.html'}")
+
+
+def refuse_with_resume(ctx: click.Context, *, allowed: set[str]) -> None:
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE and name not in allowed]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{options} can't be given with --resume, which goes on with the settings the build was started with")
+
+
+@main.command(cls=Verb)
+@click.argument("checkpoint")
+@click.option("--data", default="digits", show_default=True, metavar="SPEC", help="As in build.")
+@click.option("--model", default="vae", show_default=True, help="vae or mvae.")
+@click.option("--epochs", default=10, show_default=True)
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--lr", default=4e-3, show_default=True, help="Peak of the one-cycle learning rate.")
+@click.option("--latent-dim", default=16, show_default=True)
+@click.option("--size", type=int, help="Pixels a side, where the data are resized.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+def train(*, checkpoint: str, **settings: Any) -> None:
+    """Train a model and write CHECKPOINT, a .safetensors file.
+
+    \b
+    Example:
+      pyro-mvae train vae.safetensors --data digits --epochs 10
+    """
+    from pyro_mvae.train import train as run  # noqa: PLC0415
+
+    with progress_bars() as progress:
+        nll = run(checkpoint, progress=progress, **settings)
+    click.echo(f"{checkpoint}: NLL {nll.nats:.2f} nats per test image ({nll.num_samples} importance samples)")
+
+
+@main.command(cls=Verb)
+@click.argument("checkpoint")
+@click.argument("out")
+@click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))
+@click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "int8"]))
+@click.option(
+    "--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS16 for float16, iOS18 for int8."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a package that is there.")
+def export_coreml(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
+    """Write one part of the model in CHECKPOINT as a Core ML package, OUT.mlpackage, and compare it with PyTorch.
+
+    \b
+    Example:
+      pyro-mvae export-coreml build/student.safetensors decoder.mlpackage --part decoder
+    """
+    from pyro_mvae import export_coreml as run  # noqa: PLC0415
+    from pyro_mvae import load_model  # noqa: PLC0415
+
+    if Path(out).exists() and not overwrite:
+        raise ValueError(f"{out} exists: give another name, or --overwrite")
+    show(run(load_model(checkpoint), out, **settings))
+
+
+@main.command(cls=Verb)
+@click.argument("artifact")
+@click.option("--against", "checkpoint", required=True, metavar="CHECKPOINT", help="What it was exported from.")
+@click.option("--data", metavar="SPEC", help="Compare on the test images of this data set; on noise otherwise.")
+def verify(*, artifact: str, checkpoint: str, data: str | None) -> None:
+    """Run ARTIFACT, a .mlpackage, .pte or .onnx, and compare it with PyTorch.
+
+    \b
+    Example:
+      pyro-mvae verify build/decoder.pte --against build/student.safetensors --data digits
+    """
+    from pyro_mvae import load_data, load_model  # noqa: PLC0415
+    from pyro_mvae import verify as run  # noqa: PLC0415
+
+    model = load_model(checkpoint)
+    images = load_data(data, size=model.image_shape[1]).test.images if data else None
+    show(run(artifact, model, images=images))
+
+
+def show(result: Any) -> None:
+    click.echo(
+        f"{result.path}: {result.part}, {result.precision}, {result.bytes:,} bytes; "
+        f"differs from PyTorch by at most {result.max_abs_diff:.1e}, PSNR {result.psnr_db:.1f} dB"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

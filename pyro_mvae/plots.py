@@ -1,0 +1,93 @@
+"""Figures of a report, as PNG files in memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_mvae.data import Split
+from pyro_mvae.models import VAE
+
+
+def png(figure: Figure) -> bytes:
+    """The bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    return file.getvalue()
+
+
+def image_rows(rows: Mapping[str, Tensor]) -> bytes:
+    """Images in labelled rows; each (n, C, H, W) in [0, 1].
+
+    Example:
+        >>> image_rows({"noise": torch.rand(3, 1, 8, 8)})[:4]
+        b'\\x89PNG'
+    """
+    num_columns = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(num_columns * 0.75 + 1, len(rows) * 0.8))
+    axes = np.atleast_2d(figure.subplots(len(rows), num_columns))
+    for row, (label, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(row, images, strict=False):
+            axis.imshow(image.movedim(0, -1).clamp(0, 1).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_frame_on(False)
+        row[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    return png(figure)
+
+
+@torch.no_grad()
+def reconstructions(models: Mapping[str, VAE], images: Tensor, *, num_images: int = 12) -> bytes:
+    """A row of test images and one of each model's reconstruction of them; images are uint8."""
+    x = images[:num_images].float() / 255
+    return image_rows({"original": x, **{name: model.decode(model.encode(x)) for name, model in models.items()}})
+
+
+@torch.no_grad()
+def samples(models: Mapping[str, VAE], *, num_images: int = 12, seed: int = 0) -> bytes:
+    """A row of pictures drawn from each model's prior, from the same noise."""
+    rows = {}
+    for name, model in models.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            rows[name] = model.generate(num_images)
+    return image_rows(rows)
+
+
+@torch.no_grad()
+def latent_scatter(model: VAE, split: Split, *, num_images: int = 2000) -> bytes:
+    """Posterior means of test images on their two principal axes, coloured by label where there are labels."""
+    z = model.encode(split.images[:num_images].float() / 255)
+    z = z - z.mean(0)
+    plane = (z @ torch.linalg.svd(z, full_matrices=False).Vh[:2].T).numpy()
+    figure = Figure(figsize=(5, 4.2))
+    axis = figure.subplots()
+    colours = None if split.labels is None else split.labels[:num_images].numpy()
+    points = axis.scatter(plane[:, 0], plane[:, -1], c=colours, cmap="tab10", s=5, linewidths=0)
+    if colours is not None:
+        figure.colorbar(points, label="label")
+    axis.set(xlabel="first principal axis of loc(x)", ylabel="second")
+    return png(figure)
+
+
+def training_curves(histories: Mapping[str, pd.DataFrame]) -> bytes:
+    """Loss, likelihood and KL per epoch, in nats, a panel for each history; what marks a change of stage is dotted."""
+    figure = Figure(figsize=(5 * len(histories), 3.2))
+    for axis, (name, history) in zip(np.atleast_1d(figure.subplots(1, len(histories))), histories.items(), strict=True):
+        epochs = np.arange(1, len(history) + 1)
+        for column in ("loss", "likelihood", "kl", "distill"):
+            if column in history:
+                axis.plot(epochs, history[column], label=column, marker=".")
+        if "stage" in history:
+            for change in np.flatnonzero(history["stage"].ne(history["stage"].shift()).to_numpy())[1:]:
+                axis.axvline(float(change) + 0.5, linestyle=":", color="gray")
+        axis.set(title=name, xlabel="epoch", ylabel="nats per image", yscale="log")
+        axis.legend()
+    return png(figure)
