@@ -49,7 +49,7 @@ class Settings:
     data: str = "digits"
     model: str = "mvae"
     budget_kb: float = 64
-    epochs: int = 10
+    epochs: int = 8
     size: int | None = None
     seed: int = 0
     nll_samples: int = 50
@@ -69,7 +69,7 @@ def build(
     model: str = "mvae",
     budget_kb: float = 64,
     out: str | os.PathLike[str] = "build",
-    epochs: int = 10,
+    epochs: int = 8,
     size: int | None = None,
     seed: int = 0,
     nll_samples: int = 50,

@@ -19,7 +19,7 @@ def train(
     *,
     data: str = "digits",
     model: str = "vae",
-    epochs: int = 10,
+    epochs: int = 8,
     batch_size: int = 64,
     lr: float = 4e-3,
     latent_dim: int = 16,

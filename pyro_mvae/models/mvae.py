@@ -19,7 +19,7 @@ class MVAE(VAE):
 
     Example:
         >>> sum(p.numel() for p in MVAE(image_shape=(1, 28, 28)).parameters())
-        50529
+        82889
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class MVAE(VAE):
         latent_dim: int = 16,
         *,
         widths: Sequence[int] | None = None,
-        hidden: int = 96,
+        hidden: int = 128,
         likelihood: str = "bernoulli",
     ):
         shape = checked_shape(image_shape)
@@ -51,9 +51,9 @@ def default_widths(image_shape: tuple[int, int, int]) -> tuple[int, ...]:
 
     Example:
         >>> default_widths((1, 28, 28)), default_widths((3, 64, 64))
-        ((16, 24, 64), (16, 16, 24, 64))
+        ((24, 48, 64), (24, 24, 48, 64))
     """
     stages, size = 0, max(image_shape[1:])
     while size > 4:
         size, stages = (size + 1) // 2, stages + 1
-    return ((16,) * max(stages - 2, 0) + (24, 64))[-max(stages, 1) :]
+    return ((24,) * max(stages - 2, 0) + (48, 64))[-max(stages, 1) :]

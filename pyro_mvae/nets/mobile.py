@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_mvae.nets.conv import Heads, Shape, block, doubling, halvings
+from pyro_mvae.nets.conv import Heads, Shape, Spread, block, doubling, halvings
 
 
 def separable(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
@@ -73,7 +73,7 @@ class MobileDecoder(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         heights, columns = halvings(height, len(widths)), halvings(width, len(widths))
-        layers: list[nn.Module] = [block(nn.ConvTranspose2d(latent_dim, widths[-1], (heights[-1], columns[-1])), widths[-1])]
+        layers: list[nn.Module] = [block(Spread(latent_dim, widths[-1], (heights[-1], columns[-1])), widths[-1])]
         for i in reversed(range(1, len(widths))):
             layers.append(block(doubling(widths[i], widths[i - 1], (heights[i], columns[i])), widths[i - 1]))
         layers.append(doubling(widths[0], channels, (height, width)))
