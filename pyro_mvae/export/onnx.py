@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,12 +50,35 @@ def export_onnx(
         exported: Any = torch.onnx.export(
             graph.program(), dynamo=True, verbose=False, opset_version=OPSET, output_names=list(graph.outputs)
         )
-        proto = exported.model_proto
+        proto = unsigned(stripped(exported.model_proto))
         onnx.helper.set_model_props(proto, {"precision": precision, "passes": "; ".join(model.passes)})
         onnx.checker.check_model(proto)
         with atomic(path) as temporary:
             temporary.write_bytes(proto.SerializeToString())
     return verify_or_remove(path, model, images=images)
+
+
+def stripped(proto: Any) -> Any:
+    """A model without the notes on its making that the exporter leaves at every node: four fifths of a small file."""
+    for items in (proto.graph.node, proto.graph.initializer, proto.graph.value_info, proto.graph.input, proto.graph.output):
+        for item in items:
+            del item.metadata_props[:]
+    del proto.graph.value_info[:]
+    return proto
+
+
+def unsigned(proto: Any) -> Any:
+    """A model with each int8 weight and zero point shifted to uint8: the same numbers, computed right everywhere.
+
+    Where a processor has AVX2 but no integer dot product, onnxruntime multiplies signed weights with an instruction that saturates
+    at 16 bits, and is wrong by up to a sixth of an output's range. Unsigned ones take another way.
+    """
+    onnx = import_quietly("onnx")
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.int16) + 128
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.uint8), tensor.name))
+    return proto
 
 
 def load_onnx(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], list[Tensor]], dict[str, str]]:
