@@ -47,7 +47,7 @@ class Verb(click.Command):
     """A command whose mistakes end in one line and an exit code, never in a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from pyro_mvae.compress import BudgetError  # noqa: PLC0415  torch takes a second to import
+        from pyro_mvae.compress import BudgetError
 
         try:
             return super().invoke(ctx)
@@ -101,7 +101,7 @@ def build(ctx: click.Context, *, as_json: bool, **settings: Any) -> None:
     Example:
       pyro-mvae build --data digits --budget-kb 64 --out build
     """
-    from pyro_mvae.build import build as run  # noqa: PLC0415
+    from pyro_mvae.build import build as run
 
     if settings["resume"]:
         refuse_with_resume(ctx, allowed={"out", "resume", "as_json"})
@@ -144,7 +144,7 @@ def train(*, checkpoint: str, **settings: Any) -> None:
     Example:
       pyro-mvae train vae.safetensors --data digits --epochs 10
     """
-    from pyro_mvae.train import train as run  # noqa: PLC0415
+    from pyro_mvae.train import train as run
 
     with progress_bars() as progress:
         nll = run(checkpoint, progress=progress, **settings)
@@ -167,8 +167,8 @@ def export_coreml(*, checkpoint: str, out: str, overwrite: bool, **settings: Any
     Example:
       pyro-mvae export-coreml build/student.safetensors decoder.mlpackage --part decoder
     """
-    from pyro_mvae import export_coreml as run  # noqa: PLC0415
-    from pyro_mvae import load_model  # noqa: PLC0415
+    from pyro_mvae import export_coreml as run
+    from pyro_mvae import load_model
 
     if Path(out).exists() and not overwrite:
         raise ValueError(f"{out} exists: give another name, or --overwrite")
@@ -186,8 +186,8 @@ def verify(*, artifact: str, checkpoint: str, data: str | None) -> None:
     Example:
       pyro-mvae verify build/decoder.pte --against build/student.safetensors --data digits
     """
-    from pyro_mvae import load_data, load_model  # noqa: PLC0415
-    from pyro_mvae import verify as run  # noqa: PLC0415
+    from pyro_mvae import load_data, load_model
+    from pyro_mvae import verify as run
 
     model = load_model(checkpoint)
     images = load_data(data, size=model.image_shape[1]).test.images if data else None

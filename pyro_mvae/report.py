@@ -24,7 +24,8 @@ class Report:
     """The figures of a build, under the keys of `report.json`, and the pictures of its page.
 
     Example:
-        >>> Report(version="0", seed=0, data={}, teacher={}, student={}, artifacts=[], seconds=1.0, environment={}).to_dict()["seed"]
+        >>> report = Report("0.1.0", 0, data={}, teacher={}, student={}, artifacts=[], seconds=1.0, environment={})
+        >>> report.to_dict()["seed"]
         0
     """
 
@@ -97,10 +98,7 @@ class Report:
     def to_html(self) -> str:
         """A page that needs no other file."""
         tables = "".join(f"<h2>{title}</h2>{html_table(*content)}" for title, content in self.sections().items())
-        pictures = "".join(
-            f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-            for title, content in self.figures.items()
-        )
+        pictures = "".join(html_picture(title, content) for title, content in self.figures.items())
         facts = {
             "data": f"{self.data['name']}: {self.data['num_train']:,} train, {self.data['num_test']:,} test, "
             f"shape {self.data['shape']}, binarisation {self.data['binarization']}",
@@ -124,6 +122,12 @@ table {{ border-collapse: collapse; }} th, td {{ padding: .25rem .8rem; border-b
 th:first-child, td:first-child {{ text-align: left; }} img {{ max-width: 100%; }} dt {{ font-weight: 600; }}
 </style></head><body><h1>{title}</h1>{tables}<p>{note}</p>{pictures}<h2>How it was made</h2><dl>{facts}</dl></body></html>
 """
+
+
+def html_picture(title: str, content: bytes) -> str:
+    """A PNG file inside the page, under its title."""
+    title = html.escape(title)
+    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
 
 
 def html_table(header: list[str], rows: list[list[str]]) -> str:

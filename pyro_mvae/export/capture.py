@@ -1,4 +1,4 @@
-"""Nets with their pre- and post-processing as one graph, at one precision: what every exporter converts and `verify` compares with."""
+"""Nets with pre- and post-processing as one graph, at one precision: what exporters convert and `verify` compares with."""
 
 from __future__ import annotations
 

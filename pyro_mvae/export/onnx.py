@@ -70,8 +70,8 @@ def stripped(proto: Any) -> Any:
 def unsigned(proto: Any) -> Any:
     """A model with each int8 weight and zero point shifted to uint8: the same numbers, computed right everywhere.
 
-    Where a processor has AVX2 but no integer dot product, onnxruntime multiplies signed weights with an instruction that saturates
-    at 16 bits, and is wrong by up to a sixth of an output's range. Unsigned ones take another way.
+    Where a processor has AVX2 but no integer dot product, onnxruntime multiplies signed weights by an instruction that
+    saturates at 16 bits, and was seen wrong by a sixth of an output's range. Unsigned ones take another way.
     """
     onnx = import_quietly("onnx")
     for tensor in proto.graph.initializer:

@@ -61,8 +61,8 @@ def load_artifact(path: str | os.PathLike[str]) -> Artifact:
     Raises:
         ValueError: when there is no such file, it is damaged, or of another format.
     """
-    from pyro_mvae.export.executorch import load_executorch  # noqa: PLC0415  exporters verify what they write
-    from pyro_mvae.export.onnx import load_onnx  # noqa: PLC0415
+    from pyro_mvae.export.executorch import load_executorch
+    from pyro_mvae.export.onnx import load_onnx
 
     path = Path(path)
     if not path.exists():

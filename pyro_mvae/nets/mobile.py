@@ -6,6 +6,7 @@ would replace it, and reaches a better bound at the same number of bytes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class MobileEncoder(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         layers: list[nn.Module] = [block(nn.Conv2d(channels, widths[0], 3, stride=2, padding=1), widths[0])]
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in itertools.pairwise(widths):
             layers.append(separable(narrow, wide, stride=2))
         extent = (halvings(height, len(widths))[-1], halvings(width, len(widths))[-1])
         layers.append(block(nn.Conv2d(widths[-1], widths[-1], extent, groups=widths[-1]), widths[-1]))
