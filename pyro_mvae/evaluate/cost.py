@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.quantized import QuantizedConv
 
-LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, QuantizedConv)
 
 
 def num_params(model: nn.Module) -> int:
@@ -41,9 +42,10 @@ def macs_of(net: nn.Module, example: Tensor) -> int:
     counted: list[int] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        conv = layer.conv if isinstance(layer, QuantizedConv) else layer
         # each weight meets every place of the map it strides over: the input's if transposed, else the output's
-        places = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-        weight = layer.weight
+        places = inputs[0] if isinstance(conv, nn.ConvTranspose2d) else output
+        weight = conv.weight
         assert isinstance(weight, Tensor)
         counted.append(weight.numel() * places[0, 0].numel() if places.ndim == 4 else weight.numel())
 

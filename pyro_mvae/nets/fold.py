@@ -42,6 +42,13 @@ def absorb(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
     )  # pyright: ignore[reportArgumentType]
 
 
+class LayerTracer(fx.Tracer):
+    """Sees every convolution as one call, those of our own classes too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name)
+
+
 def call_modules(net: nn.Module) -> list[fx.Node]:
     """The calls of submodules in the order they are made."""
-    return [node for node in fx.symbolic_trace(net).graph.nodes if node.op == "call_module"]
+    return [node for node in LayerTracer().trace(net).nodes if node.op == "call_module"]
