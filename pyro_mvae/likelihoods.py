@@ -32,8 +32,9 @@ class Logistic(TorchDistribution):
         1.0
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012  torch's own protocol
-    support = constraints.unit_interval
+    # torch declares these as properties and its own distributions assign them too
+    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    support = constraints.unit_interval  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
     half_width = 1 / 510
 
     def __init__(self, loc: Tensor, scale: Tensor, *, validate_args: bool | None = None):

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro.infer.enum import get_importance_trace
-from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_mvae.inference import penalties
 from pyro_mvae.models.vae import VAE
 
+Sites = Mapping[str, Any]
+"""Pyro's messages by the names of their sites: what a trace holds."""
 
-def bound_terms(model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+
+def bound_terms(model_sites: Sites, guide_sites: Sites) -> tuple[Tensor, Tensor]:
     """−E_q[log p(x|z)] and KL(q(z|x) ‖ p(z)), (5), summed over the batch, from one trace of a Pyro pair.
 
     The KL is in closed form, (4), as `TraceMeanField_ELBO` has it; their sum is the loss that it returns for the same noise.
     """
     likelihood, kl = torch.zeros(()), torch.zeros(())
-    for name, site in model_trace.nodes.items():
+    for name, site in model_sites.items():
         if site["type"] == "sample" and site["is_observed"]:
             likelihood = likelihood - site["log_prob_sum"]
-        elif site["type"] == "sample" and name in guide_trace:
-            kl = kl + kl_divergence(guide_trace.nodes[name]["fn"], site["fn"]).sum()
+        elif site["type"] == "sample" and name in guide_sites:
+            kl = kl + kl_divergence(guide_sites[name]["fn"], site["fn"]).sum()
     return likelihood, kl
 
 
@@ -64,7 +67,7 @@ class Miniaturization:
     def __repr__(self) -> str:
         return f"Miniaturization({', '.join(f'{name}={value:g}' for name, value in self.weights().items() if value)})"
 
-    def terms(self, vae: nn.Module, x: Tensor, model_trace: Trace, guide_trace: Trace) -> dict[str, Tensor]:
+    def terms(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> dict[str, Tensor]:
         """Each λR, by name, of those whose λ is above 0; penalties of codes and images are per datum."""
         terms = {}
         if self.prune:
@@ -72,13 +75,13 @@ class Miniaturization:
         if self.quantize:
             terms["quantize"] = self.quantize * penalties.quantization_error(vae)
         if self.distill and self.teacher is not None:
-            z = model_trace.nodes["z"]["value"].detach()
+            z = model_sites["z"]["value"].detach()
             posterior, conditional = self.teacher.posterior(x), self.teacher.conditional(z)
-            codes = penalties.divergence(posterior, guide_trace.nodes["z"]["fn"])
-            images = penalties.divergence(conditional, model_trace.nodes["x"]["fn"])
+            codes = penalties.divergence(posterior, guide_sites["z"]["fn"])
+            images = penalties.divergence(conditional, model_sites["x"]["fn"])
             terms["distill"] = self.distill * (codes + images).mean()
         if self.sparse:
-            terms["sparse"] = self.sparse * penalties.sparsity(model_trace.nodes["z"]["value"]).mean()
+            terms["sparse"] = self.sparse * penalties.sparsity(model_sites["z"]["value"]).mean()
         return terms
 
 
@@ -107,7 +110,8 @@ class Objective(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         pair: tuple[Any, Any] = (self.vae.model, self.vae.guide)
         traces = get_importance_trace("flat", float("inf"), *pair, (x,), {})
-        likelihood, kl = bound_terms(*traces)
+        sites: tuple[Sites, Sites] = (dict(traces[0].nodes), dict(traces[1].nodes))
+        likelihood, kl = bound_terms(*sites)
         terms = {"likelihood": likelihood / x.shape[0], "kl": kl / x.shape[0]}
-        terms |= self.miniaturization.terms(self.vae, x, *traces)
+        terms |= self.miniaturization.terms(self.vae, x, *sites)
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}

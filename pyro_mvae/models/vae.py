@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
@@ -69,8 +70,8 @@ class VAE(nn.Module):
 
     def prior(self, n: int) -> TorchDistribution:
         """p(z) for n data."""
-        zero = next(self.parameters()).new_zeros(())
-        return dist.Normal(zero, zero + 1).expand([n, self.latent_dim]).to_event(1)
+        loc = next(self.parameters()).new_zeros(n, self.latent_dim)
+        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
 
     def posterior(self, x: Tensor) -> TorchDistribution:
         """q(z|x), (4)."""

@@ -37,6 +37,8 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
 
 def absorb(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
     """Scale and shift a convolution as the normalisation after it would."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias, conv.transposed
     )  # pyright: ignore[reportArgumentType]
