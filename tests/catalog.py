@@ -1,0 +1,53 @@
+"""Every public model, penalty, pass and exporter, in the form that the contract tests are driven by. A new one adds its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_mvae import MVAE, VAE, PruneChannels, Quantize, export, models
+from pyro_mvae.inference import penalties
+
+SHAPES = [(1, 16, 16), (3, 17, 20)]
+
+MODELS: dict[str, Callable[..., VAE]] = {
+    "VAE": lambda shape, **more: VAE(shape, 4, widths=(8, 12), hidden=16, **more),
+    "MVAE": lambda shape, **more: MVAE(shape, 4, widths=(8, 12), hidden=16, **more),
+}
+
+PENALTIES: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]] = {
+    "l1": lambda net, z: penalties.l1(penalties.weights(net)),
+    "quantization_error": lambda net, z: penalties.quantization_error(net, bits=3),
+    "divergence": lambda net, z: penalties.divergence(
+        torch.distributions.Normal(torch.zeros(4), 1.0), torch.distributions.Normal(z.mean(0), 2.0)
+    ).sum(),
+    "sparsity": lambda net, z: penalties.sparsity(z).sum(),
+}
+
+PASSES: dict[str, Callable[[VAE], VAE]] = {
+    "PruneChannels": PruneChannels(ratio=0.5),
+    "Quantize": Quantize(),
+}
+
+EXPORTERS: dict[str, tuple[Callable[..., Any], str, dict[str, str]]] = {
+    "export_coreml": (export.export_coreml, ".mlpackage", {"precision": "float16"}),
+    "export_executorch": (export.export_executorch, ".pte", {}),
+    "export_onnx": (export.export_onnx, ".onnx", {}),
+}
+
+EXPORTED_MODELS = models.__all__
+
+
+def public_functions(module: Any) -> set[str]:
+    """Names of the public functions and classes that a module defines itself."""
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    }
+
+
+PACKAGE = Path(models.__file__).parents[1]

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pyro
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """No test sees another's parameters or noise."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture(scope="session")
+def images() -> torch.Tensor:
+    """Squares of random size and place on black: something a small VAE learns in seconds; uint8, (256, 1, 16, 16)."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.zeros(256, 1, 16, 16, dtype=torch.uint8)
+    for image in images:
+        top, left, side = (int(torch.randint(2, 8, (), generator=generator)) for _ in range(3))
+        image[:, top : top + side, left : left + side] = 255
+    return images

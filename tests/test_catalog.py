@@ -1,0 +1,22 @@
+from pyro_mvae import compress, export, models
+from pyro_mvae.compress import passes
+from pyro_mvae.inference import penalties
+from tests import catalog
+
+
+def test_every_model_has_an_entry():
+    assert set(catalog.MODELS) == set(models.__all__)
+
+
+def test_every_penalty_has_an_entry():
+    assert catalog.public_functions(penalties) - {"weights", "channel_axis"} == set(catalog.PENALTIES)
+
+
+def test_every_pass_has_an_entry():
+    defined = {name for name, value in vars(passes).items() if isinstance(value, type) and value.__module__ == passes.__name__}
+    assert defined == set(catalog.PASSES)
+    assert defined <= set(compress.__all__)
+
+
+def test_every_exporter_has_an_entry():
+    assert {name for name in export.__all__ if name.startswith("export_")} == set(catalog.EXPORTERS)
