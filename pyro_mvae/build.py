@@ -84,7 +84,7 @@ def build(
         model: what the student is: "mvae", with mobile nets, or "vae", the teacher's kind but narrower.
         budget_kb: size of int8 `encoder.pte` and `decoder.pte` together, in units of 1000 bytes.
         out: the folder to make.
-        epochs: of the teacher, and of the student's first stage.
+        epochs: of the teacher, and of the student's longest stage.
         size: pixels a side, where the data are resized.
         nll_samples: importance samples for each test image.
         overwrite: whether a folder that is not empty may be written into; what an earlier build made there is replaced.

@@ -86,7 +86,7 @@ def main() -> None:
     "--budget-kb", default=64.0, show_default=True, help="Size of int8 encoder.pte and decoder.pte together, 1000 bytes each."
 )
 @click.option("--out", default="build", show_default=True, help="The folder to make.")
-@click.option("--epochs", default=8, show_default=True, help="Of the teacher, and of the student's first stage.")
+@click.option("--epochs", default=8, show_default=True, help="Of the teacher, and of the student's longest stage.")
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--nll-samples", default=50, show_default=True, help="Importance samples for each test image.")

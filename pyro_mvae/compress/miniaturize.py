@@ -61,16 +61,17 @@ def miniaturize(
 ) -> Student:
     """Make a small int8 VAE of a big one, under the objective (14), in three stages.
 
-    1. Distil (19): the student learns the data and the teacher's posteriors and likelihoods at once.
+    1. Distil (19): the student learns the data and the teacher's posteriors and likelihoods at once, for half of `epochs`: enough
+       to tell which channels matter.
     2. Prune: by the smallest ratio at which the exported int8 files fit the budget, as measured by exporting; then go on as in 1,
-       for half as many epochs.
-    3. Quantise (17): training goes on with the rounding in the loop, for another half.
+       for `epochs`.
+    3. Quantise (17): training goes on with the rounding in the loop, for half of `epochs`.
 
     Args:
         teacher: a fitted model; left as it is.
         budget_kb: size of int8 `encoder.pte` and `decoder.pte` together, in units of 1000 bytes.
         student: what to start from; when None, a model of class `kind`, somewhat larger than the budget.
-        epochs: of the first stage.
+        epochs: of the second and longest stage.
         distill, quantize: λ of (19) and of (17).
         folder: where each stage is kept, so that `resume` can go on with it.
         measure: size in bytes of a quantised model's files.
@@ -95,10 +96,11 @@ def miniaturize(
         )
         return model
 
-    student = stage("distil", student, epochs, lr=lr)
+    half = max(epochs // 2, 1)
+    student = stage("distil", student, half, lr=lr)
     ratio = ratio_within(student, budget_bytes=budget_kb * KB, measure=measure)
-    student = stage("prune", PruneChannels(ratio=ratio)(student), max(epochs // 2, 1), lr=lr / 2)
-    student = stage("quantise", Quantize()(student), max(epochs // 2, 1), lr=lr / 8)
+    student = stage("prune", PruneChannels(ratio=ratio)(student), epochs, lr=lr)
+    student = stage("quantise", Quantize()(student), half, lr=lr / 8)
     return Student(student, pd.concat([history.assign(stage=name) for name, history in histories.items()], ignore_index=True))
 
 
@@ -122,13 +124,13 @@ def student_for(teacher: VAE, *, budget_kb: float, kind: type[VAE] = MVAE, seed:
         torch.manual_seed(seed)
         for scale in (0.25, 0.375, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0):
             model = candidate(scale)
-            if estimated_bytes(model) > 1.4 * budget_kb * KB:
+            if estimated_bytes(model) > 1.2 * budget_kb * KB:
                 break
     return model
 
 
 def estimated_bytes(model: VAE) -> int:
-    """About the size of a model's int8 files: a byte a weight, 8 bytes a channel, and what XNNPACK's format adds to a layer."""
+    """About the size of a model's int8 files: a byte a weight, 8 bytes a channel, and what a `.pte` adds to a layer."""
     layers = [layer for layer in model.modules() if isinstance(layer, CONVOLUTIONS)]
     return sum(layer.weight.numel() + 8 * layer.out_channels + 1650 for layer in layers)
 

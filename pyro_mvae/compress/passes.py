@@ -89,6 +89,7 @@ def prune(net: nn.Module, example: Tensor, *, ratio: float, round_to: int) -> No
         for name, layer in layers.items()
     }
     was_training = net.training
+    shapes = output_shapes(net, example)
     # a hair above the share itself: torch-pruning rounds the number of channels kept down
     ratios = {layers[name]: 1 - (kept + 0.01) / layers[name].out_channels for name, kept in targets.items()}
     tp.pruner.BasePruner(
@@ -105,6 +106,22 @@ def prune(net: nn.Module, example: Tensor, *, ratio: float, round_to: int) -> No
                 f"layer {name!r} kept {layer.out_channels} channels, a ratio of {ratio:g} asks for {targets[name]}: "
                 "its shape is tied to a part of the net that can't be pruned"
             )
+
+    if output_shapes(net, example) != shapes:
+        raise ValueError("the pruned net does not compute any more: its channels are tied to its input's, which can't be pruned")
+
+
+@torch.no_grad()
+def output_shapes(net: nn.Module, example: Tensor) -> list[torch.Size] | None:
+    """Shapes of a net's outputs in evaluation mode; None when it can't compute."""
+    was_training = net.training
+    try:
+        outputs = net.eval()(example)
+    except RuntimeError:
+        return None
+    finally:
+        net.train(was_training)
+    return [output.shape for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 def kept_channels(channels: int, *, ratio: float, round_to: int) -> int:

@@ -94,7 +94,7 @@ def fit(
             run.update(graph, x.contiguous(memory_format=torch.channels_last))
             if interrupted.is_set():
                 run.stop()
-    model.eval()
+    model.eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     return pd.DataFrame(run.history)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyro_mvae.models.vae import VAE, checked_shape
+from pyro_mvae.models.vae import VAE, checked_shape, positive
 from pyro_mvae.nets import MobileDecoder, MobileEncoder
 
 
@@ -19,7 +19,7 @@ class MVAE(VAE):
 
     Example:
         >>> sum(p.numel() for p in MVAE(image_shape=(1, 28, 28)).parameters())
-        82889
+        61137
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class MVAE(VAE):
         likelihood: str = "bernoulli",
     ):
         shape = checked_shape(image_shape)
-        widths = tuple(widths or default_widths(shape))
+        widths, latent_dim = tuple(widths or default_widths(shape)), positive(latent_dim, "latent_dim")
         encoder = MobileEncoder(shape, latent_dim, widths=widths, hidden=hidden)
         decoder = MobileDecoder(shape, latent_dim, widths=widths)
         super().__init__(
@@ -51,9 +51,9 @@ def default_widths(image_shape: tuple[int, int, int]) -> tuple[int, ...]:
 
     Example:
         >>> default_widths((1, 28, 28)), default_widths((3, 64, 64))
-        ((24, 48, 64), (24, 24, 48, 64))
+        ((16, 32, 64), (16, 16, 32, 64))
     """
     stages, size = 0, max(image_shape[1:])
     while size > 4:
         size, stages = (size + 1) // 2, stages + 1
-    return ((24,) * max(stages - 2, 0) + (48, 64))[-max(stages, 1) :]
+    return ((16,) * max(stages - 2, 0) + (32, 64))[-max(stages, 1) :]

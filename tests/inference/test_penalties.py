@@ -46,7 +46,10 @@ def test_divergence_in_closed_form_and_estimated_agree():
     torch.testing.assert_close(closed, by_hand[None])
     logistic = LogisticLikelihood(1)
     exact = sum(
-        (logistic(eta).base_dist.log_prob(x).exp() * (logistic(eta).base_dist.log_prob(x) - logistic(other).base_dist.log_prob(x))).sum()
+        (
+            logistic(eta).base_dist.log_prob(x).exp()
+            * (logistic(eta).base_dist.log_prob(x) - logistic(other).base_dist.log_prob(x))
+        ).sum()
         for x in torch.arange(256) / 255
     )
     drawn = torch.stack([penalties.divergence(logistic(eta), logistic(other)).squeeze() for _ in range(800)])

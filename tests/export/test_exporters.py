@@ -1,0 +1,140 @@
+"""The contract of every exporter, with real files in their own runtimes; a `.mlpackage` in our evaluator."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyro_mvae import Quantize, export_coreml, export_executorch, export_onnx, fit, verify
+from pyro_mvae.export.capture import capture
+from pyro_mvae.export.verify import load_artifact
+from tests.catalog import EXPORTERS, MODELS
+
+PARTS = ("encoder", "decoder")
+CASES = [(exporter, part, quantized) for exporter in EXPORTERS for part in PARTS for quantized in (False, True)]
+
+
+@pytest.fixture(scope="module")
+def fitted(images):
+    torch.manual_seed(0)
+    model = MODELS["MVAE"]((1, 16, 16))
+    fit(model, images, epochs=4)
+    int8 = Quantize()(model)
+    fit(int8, images, epochs=2, lr=5e-4)
+    return {False: model, True: int8}
+
+
+@pytest.mark.parametrize(("exporter", "part", "quantized"), CASES)
+def test_a_saved_file_computes_what_pytorch_computes(exporter, part, quantized, fitted, images, tmp_path):
+    export, suffix, settings = EXPORTERS[exporter]
+    if exporter == "export_coreml" and quantized:
+        settings = {"precision": "int8"}
+    path = tmp_path / f"{part}{suffix}"
+    result = export(fitted[quantized], path, part=part, images=images, **settings)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert (result.part, result.path) == (part, str(path))
+    assert result.precision == ("int8" if quantized else settings.get("precision", "float32"))
+    assert result.bytes > 1000
+    assert result.psnr_db >= 40
+    assert verify(path, fitted[quantized], images=images) == result
+
+
+def test_raw_pixels_go_in_and_pixels_come_out(fitted, images, tmp_path):
+    model = fitted[True]
+    export_executorch(model, tmp_path / "encoder.pte", part="encoder")
+    export_executorch(model, tmp_path / "decoder.pte", part="decoder")
+    encoder, decoder = (load_artifact(tmp_path / f"{part}.pte") for part in PARTS)
+    raw = images[:1].float()
+    loc, scale = encoder.run(raw)
+    assert (scale > 0).all()
+    (picture,) = decoder.run(loc)
+    assert picture.shape == raw.shape
+    with torch.no_grad():
+        expected = model.decode(model.encode(raw / 255))
+    torch.testing.assert_close(picture, expected, atol=0.06, rtol=0)
+    assert torch.equal(decoder.run(loc)[0], picture)  # no noise inside
+
+
+def test_the_decoder_is_one_delegate(fitted):
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    from pyro_mvae.export.executorch import lower
+
+    plan = deserialize_pte_binary(lower(fitted[True], part="decoder", precision="int8")).program.execution_plan[0]
+    assert len(plan.delegates) == 1
+    assert plan.operators == []
+
+
+def test_int8_weights_alone_for_core_ml(fitted, images, tmp_path):
+    small = export_coreml(fitted[False], tmp_path / "a.mlpackage", precision="int8", images=images)
+    big = export_coreml(fitted[False], tmp_path / "b.mlpackage", precision="float16", images=images)
+    assert small.precision == "int8"
+    assert small.bytes < big.bytes
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_file_over_tolerance_is_named_and_not_left(exporter, fitted, images, tmp_path, monkeypatch):
+    export, suffix, settings = EXPORTERS[exporter]
+    monkeypatch.setattr("pyro_mvae.export.verify.TOLERANCES", {"float32": -1.0, "float16": -1.0, "int8": -1.0})
+    with pytest.raises(ValueError, match=rf"decoder{suffix}: output 'image' differs from PyTorch by .*allows -1"):
+        export(fitted[False], tmp_path / f"decoder{suffix}", images=images, **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_notices_another_models_weights(fitted, images, tmp_path):
+    export_onnx(fitted[False], tmp_path / "decoder.onnx", images=images)
+    torch.manual_seed(9)
+    stranger = MODELS["MVAE"]((1, 16, 16))
+    fit(stranger, images[:64], epochs=1)
+    with pytest.raises(ValueError, match=r"decoder.onnx: output 'image' (differs|has a PSNR)"):
+        verify(tmp_path / "decoder.onnx", stranger, images=images)
+    with pytest.raises(ValueError, match=r"of another model: its input has shape \(1, 4\)"):
+        verify(tmp_path / "decoder.onnx", MODELS["MVAE"]((1, 16, 16)).__class__((1, 16, 16), 7))
+
+
+def test_signed_weights_that_saturate_are_computed_right(tmp_path):
+    """Large weights and inputs of one sign: what 16 bits can't hold between two products."""
+    torch.manual_seed(0)
+    model = MODELS["MVAE"]((1, 16, 16))
+    fit(model, torch.full((64, 1, 16, 16), 255, dtype=torch.uint8), epochs=1)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data = layer.weight.data.abs() + 0.1
+    int8 = Quantize()(model)
+    bright = torch.randint(128, 256, (64, 1, 16, 16), dtype=torch.uint8)
+    int8.train()
+    int8.decoder(int8.encoder(bright.float() / 255)[0])
+    export_onnx(int8.eval(), tmp_path / "encoder.onnx", part="encoder", images=bright)
+
+
+@pytest.mark.parametrize("name", ["x.mlpackage", "x.pte", "x.onnx"])
+def test_files_that_are_none(name, fitted, tmp_path):
+    with pytest.raises(ValueError, match="no artifact at"):
+        verify(tmp_path / name, fitted[False])
+    (tmp_path / name).write_text("hello")
+    with pytest.raises(ValueError, match=name):
+        verify(tmp_path / name, fitted[False])
+
+
+def test_mistakes_are_explained(fitted, images, tmp_path):
+    model, int8 = fitted[False], fitted[True]
+    with pytest.raises(ValueError, match=r"does not end in \.pte"):
+        export_executorch(model, tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="quantise it and fit it first"):
+        export_executorch(model, tmp_path / "x.pte", precision="int8")
+    with pytest.raises(ValueError, match="float16, int8"):
+        export_coreml(model, tmp_path / "x.mlpackage", precision="int4")
+    with pytest.raises(ValueError, match="iOS17 or later"):
+        export_coreml(int8, tmp_path / "x.mlpackage", precision="int8", target="iOS16")
+    with pytest.raises(ValueError, match="iOS16, iOS17, iOS18"):
+        export_coreml(model, tmp_path / "x.mlpackage", target="iOS9")
+    with pytest.raises(ValueError, match="encoder, decoder"):
+        capture(model, "head", precision="float32")
+    with pytest.raises(ValueError, match="seen no data"):
+        export_onnx(Quantize()(model), tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match="images have shape"):
+        export_onnx(model, tmp_path / "x.onnx", images=images[:, :, :9])
+    (tmp_path / "note.txt").write_text("x")
+    with pytest.raises(ValueError, match="expected .mlpackage, .pte or .onnx"):
+        verify(tmp_path / "note.txt", model)
+    assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]

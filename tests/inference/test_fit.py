@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pyro_mvae import Interrupted, Miniaturization, fit, load_model, save_model
+from pyro_mvae.inference.checkpoint import read, write
+from pyro_mvae.inference.stage import fit_stage
+from tests.catalog import MODELS
+
+
+def small():
+    torch.manual_seed(0)
+    return MODELS["MVAE"]((1, 16, 16))
+
+
+def interrupt_at(step):
+    """A progress that presses Ctrl-C when a step is reached."""
+
+    def progress(steps, description, total):
+        for number, x in enumerate(steps):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield x
+
+    return progress
+
+
+def test_the_bound_improves_on_images_not_trained_on(images):
+    from pyro_mvae import negative_log_likelihood
+
+    vae = small()
+    before = negative_log_likelihood(vae, images[192:], num_samples=10).nats
+    history = fit(vae, images[:192], epochs=15, batch_size=32)
+    after = negative_log_likelihood(vae, images[192:], num_samples=10).nats
+    assert after < 0.6 * before
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert history["loss"].values == pytest.approx((history["likelihood"] + history["kl"]).values)
+    assert history["epoch"].tolist() == list(range(15))
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 7])
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(step, images, tmp_path):
+    settings = {"epochs": 3, "batch_size": 60, "seed": 5, "checkpoint": tmp_path / "state.safetensors"}
+    whole, part = small(), small()
+    expected = fit(whole, images[:180], **{**settings, "checkpoint": None})
+    with pytest.raises(Interrupted, match="stopped at step"):
+        fit(part, images[:180], **settings, progress=interrupt_at(step))
+    resumed = small()
+    history = fit(resumed, images[:180], **settings, resume=True)
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert history["loss"].tolist() == expected["loss"].tolist()
+
+
+def test_resuming_with_other_settings_is_refused(images, tmp_path):
+    state = tmp_path / "state.safetensors"
+    fit(small(), images[:64], epochs=1, checkpoint=state)
+    with pytest.raises(ValueError, match="made with lr=0.003, not 0.1"):
+        fit(small(), images[:64], epochs=1, lr=0.1, checkpoint=state, resume=True)
+    other = MODELS["VAE"]((1, 16, 16))
+    with pytest.raises(ValueError, match="of another model"):
+        fit(other, images[:64], epochs=1, checkpoint=state, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(images, tmp_path):
+    vae = small()
+    state = tmp_path / "state.safetensors"
+
+    def poison(steps, description, total):
+        for number, x in enumerate(steps):
+            yield torch.full_like(x, torch.nan) if number == 5 else x
+
+    with pytest.raises(FloatingPointError, match=r"nan at step 2 of epoch 3; the last good checkpoint is .*state"):
+        fit(vae, images[:128], epochs=4, checkpoint=state, progress=poison)
+    tensors, description = read(state)
+    assert description["position"]["epoch"] == 2
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("setting", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}])
+def test_settings_that_cannot_be_are_refused(setting, images):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        fit(small(), images, **setting)
+
+
+def test_images_of_another_shape_are_refused(images):
+    with pytest.raises(ValueError, match=r"\(n, 1, 16, 16\)"):
+        fit(small(), images[:, :, :12], epochs=1)
+
+
+def test_theta_and_phi_have_their_own_rates(images):
+    vae = small()
+    before = copy.deepcopy(vae)
+    fit(vae, images[:64], epochs=1, lr=1e-3, guide_lr=1e-12)
+    moved = {name: float((value - dict(before.named_parameters())[name]).abs().max()) for name, value in vae.named_parameters()}
+    assert max(value for name, value in moved.items() if name.startswith("encoder")) < 1e-9
+    assert min(value for name, value in moved.items() if not name.startswith("encoder")) > 1e-6
+
+
+def test_distillation_brings_the_student_closer_to_the_teacher(images):
+    teacher = MODELS["VAE"]((1, 16, 16))
+    fit(teacher, images, epochs=5)
+    gaps = []
+    for weight in (0.0, 3.0):
+        student = small()
+        fit(student, images, epochs=8, miniaturization=Miniaturization(distill=weight, teacher=teacher) if weight else None)
+        x = images.float() / 255
+        gaps.append(float((student.encode(x) - teacher.encode(x)).square().mean().detach()))
+    assert gaps[1] < 0.5 * gaps[0]
+
+
+def test_a_stage_that_is_done_is_read(images, tmp_path):
+    from pyro_mvae.data import Data, Split
+
+    data = Data("squares", train=Split(images[:64]), test=Split(images[64:]), binarization="none")
+    path = tmp_path / "stage.safetensors"
+    vae, history = fit_stage(small(), data, path, epochs=1)
+    assert not list(tmp_path.glob("*training*"))
+    again, same = fit_stage(small(), data, path, epochs=1, resume=True)
+    assert history["loss"].tolist() == same["loss"].tolist()
+    assert all(torch.equal(a, b) for a, b in zip(vae.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_checkpoints_that_are_none(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        load_model(path)
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="damaged or no checkpoint"):
+        load_model(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="not one of pyro-mvae"):
+        load_model(path)
+    save_model(path, small())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        load_model(path)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="of another model"):
+        load_model(path, into=MODELS["VAE"]((1, 16, 16)))
+    write(path, {}, {"format": 99})
+    with pytest.raises(ValueError, match="upgrade"):
+        load_model(path)
+    write(path, {"a": torch.zeros(1)}, {"settings": {}})
+    with pytest.raises(ValueError, match="resume the run"):
+        load_model(path)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    save_model(path, small(), history=[{"loss": 1.0}])
+    before = path.read_bytes()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyro_mvae.inference.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(path, small())
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    assert json.dumps(read(path)[1]["notes"]) == '{"history": [{"loss": 1.0}]}'

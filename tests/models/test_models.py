@@ -1,0 +1,163 @@
+"""The contract of every model, driven by the catalog."""
+
+from __future__ import annotations
+
+import copy
+
+import pyro
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+
+from pyro_mvae import MVAE, VAE, Objective, compile_objective, fit
+from pyro_mvae.likelihoods import Logistic
+from pyro_mvae.models import model_class
+from tests.catalog import MODELS, SHAPES
+
+CASES = [(name, shape, likelihood) for name in MODELS for shape in SHAPES for likelihood in ("bernoulli", "logistic")]
+
+
+def x_for(shape, n=4):
+    return torch.randint(0, 256, (n, *shape)).float() / 255
+
+
+@pytest.mark.parametrize(("name", "shape", "likelihood"), CASES)
+def test_shapes_and_sites(name, shape, likelihood):
+    vae, x = MODELS[name](shape, likelihood=likelihood), x_for(shape)
+    trace = poutine.trace(vae.model).get_trace(x)
+    guide = poutine.trace(vae.guide).get_trace(x)
+    assert {"z", "x", "data"} <= set(trace.nodes)
+    assert {"z", "data"} <= set(guide.nodes)
+    assert trace.nodes["z"]["value"].shape == (4, 4)
+    assert trace.nodes["x"]["fn"].batch_shape == (4,)
+    assert vae.decode(vae.encode(x)).shape == x.shape
+    pictures = vae.eval().generate(3)
+    assert pictures.shape == (3, *shape)
+    assert pictures.min() >= 0
+    assert pictures.max() <= 1
+
+
+@pytest.mark.parametrize(("name", "shape", "likelihood"), CASES)
+def test_compiled_equals_pyro(name, shape, likelihood):
+    """Loss and every gradient, for batches that were not traced with; batch normalisation's statistics too."""
+    vae, x = MODELS[name](shape, likelihood=likelihood), x_for(shape, 5)
+    twin = copy.deepcopy(vae)
+    graph = compile_objective(Objective(vae), x_for(shape, 3))
+    torch.manual_seed(3)
+    ours = graph(x)["loss"]
+    torch.manual_seed(3)
+    theirs = TraceMeanField_ELBO().differentiable_loss(twin.model, twin.guide, x) / len(x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+    gradients = torch.autograd.grad(ours, list(vae.parameters()))
+    for a, b in zip(gradients, torch.autograd.grad(theirs, list(twin.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-7)
+        assert a.abs().sum() > 0
+    for a, b in zip(vae.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_plain_pyro_trains_two_models_in_one_process(name):
+    x = x_for((1, 16, 16)).round()
+    first, second = MODELS[name]((1, 16, 16)), MODELS[name]((1, 16, 16))
+    for vae, other in ((first, second), (second, first), (first, second)):
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        before, others = copy.deepcopy(dict(vae.named_parameters())), copy.deepcopy(dict(other.named_parameters()))
+        svi.step(x)
+        assert all(not torch.equal(value, before[key]) for key, value in vae.named_parameters())
+        assert all(torch.equal(value, others[key]) for key, value in other.named_parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fit_changes_every_parameter_and_is_reproducible(name, images):
+    vae = MODELS[name]((1, 16, 16))
+    twin, before = copy.deepcopy(vae), copy.deepcopy(dict(vae.named_parameters()))
+    history = fit(vae, images[:64], epochs=1, seed=3)
+    torch.rand(7)  # the global random state plays no part
+    fit(twin, images[:64], epochs=1, seed=3)
+    assert all(not torch.equal(value, before[key]) for key, value in vae.named_parameters())
+    assert all(torch.equal(a, b) for a, b in zip(vae.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert len(history) == 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_of_one_and_a_wrong_shape(name):
+    vae = MODELS[name]((1, 16, 16)).eval()
+    assert vae.encode(x_for((1, 16, 16), 1)).shape == (1, 4)
+    for call in (vae.model, vae.guide, vae.encode):
+        with pytest.raises(ValueError, match=r"\(n, 1, 16, 16\), got \(2, 1, 16, 17\)"):
+            call(torch.zeros(2, 1, 16, 17))
+
+
+@given(st.sampled_from(sorted(MODELS)), st.sampled_from([1, 3]), st.integers(8, 40), st.integers(8, 40), st.integers(1, 6))
+@settings(max_examples=25, deadline=None)
+def test_any_image_size_comes_back(name, channels, height, width, latent_dim):
+    kind = model_class(name.lower())
+    vae = kind((channels, height, width), latent_dim, widths=(4, 4), hidden=4).eval()
+    assert vae.decode(vae.encode(torch.zeros(1, channels, height, width))).shape == (1, channels, height, width)
+
+
+def test_the_default_mobile_nets_fit_any_size():
+    for side in (8, 9, 28, 33, 64):
+        vae = MVAE((3, side, side)).eval()
+        assert vae.decode(vae.encode(torch.zeros(1, 3, side, side))).shape == (1, 3, side, side)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_shape": (2, 28, 28)}, "1 or 3 channels"),
+        ({"image_shape": (1, 28)}, "1 or 3 channels"),
+        ({"image_shape": (1, 7, 28)}, "8 or more"),
+        ({"image_shape": (1, 28, 28), "latent_dim": 0}, "latent_dim is 0"),
+        ({"image_shape": (1, 28, 28), "likelihood": "poisson"}, "poisson"),
+    ],
+)
+@pytest.mark.parametrize("kind", [VAE, MVAE])
+def test_mistakes_are_explained(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**arguments)
+
+
+def test_an_unknown_model_gets_the_nearest_name():
+    with pytest.raises(ValueError, match="did you mean 'mvae'"):
+        model_class("mvea")
+
+
+def test_a_guide_is_extended_by_one_method(images):
+    class Wide(VAE):
+        def posterior(self, x):
+            loc, scale = self.encoder(x)
+            return pyro.distributions.Normal(loc, 2 * scale).to_event(1)
+
+    vae = Wide((1, 16, 16), 4, widths=(4,), hidden=8)
+    assert poutine.trace(vae.guide).get_trace(images[:2].float() / 255).nodes["z"]["fn"].base_dist.scale.min() > 0
+    assert fit(vae, images[:64], epochs=1)["kl"].isna().sum() == 0
+
+
+@given(st.floats(0, 1), st.floats(1e-3, 3))
+@settings(max_examples=40, deadline=None)
+def test_logistic_sums_to_one_and_samples_follow_it(loc, scale):
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    p = Logistic(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)).log_prob(levels).exp()
+    torch.testing.assert_close(p.sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_logistic_samples_by_goodness_of_fit():
+    """χ² over the levels expected 5 times or more; fails once in 10,000 runs, and always for a scale a fifth too big."""
+    from scipy import stats
+
+    def p_value(scale):
+        levels = torch.arange(256) / 255
+        x = Logistic(torch.tensor(0.4), torch.tensor(scale)).sample((20_000,))
+        counts = torch.bincount((x * 255).round().long(), minlength=256).double()
+        expected = 20_000 * Logistic(torch.tensor(0.4), torch.tensor(0.1)).log_prob(levels).exp().double()
+        often = expected >= 5
+        statistic = ((counts - expected)[often] ** 2 / expected[often]).sum()
+        return stats.chi2.sf(float(statistic), int(often.sum()) - 1)
+
+    assert p_value(0.1) > 1e-4
+    assert p_value(0.12) < 1e-4
