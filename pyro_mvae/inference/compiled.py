@@ -11,8 +11,10 @@ from collections.abc import Callable
 import pyro
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 Terms = dict[str, Tensor]
 
@@ -42,17 +44,19 @@ def compile_objective(objective: nn.Module, example: Tensor) -> Callable[[Tensor
 
     state = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
     with pyro.validation_enabled(False), torch.random.fork_rng(devices=[]):
-        graph = make_fx(call, tracing_mode="symbolic", _allow_non_fake_inputs=True)(untouched(state), distinct(example, state))
+        graph = make_fx(call, tracing_mode="fake", _allow_non_fake_inputs=True)(*stand_ins(state, example))
     return lambda x: graph(state, x)
 
 
-def untouched(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies to trace with, so that tracing doesn't move batch statistics."""
-    return {name: value.detach().clone().requires_grad_(value.requires_grad) for name, value in state.items()}
+def stand_ins(state: dict[str, Tensor], example: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Tensors without values to trace with: only the size of the batch is a symbol, which is what makes tracing quick.
 
-
-def distinct(example: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """A batch whose size is no other dimension's: the tracer takes equal sizes for one and the same."""
+    The batch is given a size that no other dimension has, because a tracer takes equal sizes for one and the same.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     taken = {size for value in state.values() for size in value.shape} | set(example.shape[1:])
     size = next(n for n in range(2, len(taken) + 3) if n not in taken)
-    return example.new_zeros(size, *example.shape[1:])
+    batch = example.new_zeros(size, *example.shape[1:])
+    free = StatelessSymbolicContext([DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (batch.ndim - 1))
+    fake = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
+    return fake, mode.from_tensor(batch, symbolic_context=free)
