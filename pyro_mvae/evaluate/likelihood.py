@@ -31,7 +31,7 @@ def negative_log_likelihood(
     num_samples: int = 100,
     binarization: str = "none",
     seed: int = 0,
-    chunk: int = 2000,
+    chunk: int = 500,
     progress: Track = untracked,
     description: str = "Likelihood",
 ) -> NLL:
