@@ -72,7 +72,7 @@ def advice(ctx: click.Context) -> str:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(message=versions())
+@click.version_option(__version__, message=versions())
 def main() -> None:
     """Variational autoencoders from a Pyro model/guide pair to a phone."""
 

@@ -87,11 +87,12 @@ def fit(
         torch.manual_seed(seed)
         if resume and run.path and run.path.exists():
             run.load()
-        graph = compile_objective(Objective(model, miniaturization), images[:1].float())
+        example = images[:1].float().contiguous(memory_format=torch.channels_last)
+        graph = compile_objective(Objective(model, miniaturization), example)
         steps = run.steps(images, binarization=binarization)
         for x in progress(steps, description, run.total - run.done):
             set_rates(optimizer, one_cycle(run.done, run.total))
-            run.update(graph, x.contiguous(memory_format=torch.channels_last))
+            run.update(graph, x)
             if interrupted.is_set():
                 run.stop()
     model.eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

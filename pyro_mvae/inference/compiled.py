@@ -27,7 +27,7 @@ def compile_objective(objective: nn.Module, example: Tensor) -> Callable[[Tensor
 
     Args:
         objective: a module, batch → named scalars; an `Objective`, say.
-        example: a batch; only the shape of its data and its type matter.
+        example: a batch; only the shape of its data, their type and their memory format matter.
 
     Returns: a function, batch → named scalars, differentiable with respect to the parameters.
 
@@ -43,12 +43,19 @@ def compile_objective(objective: nn.Module, example: Tensor) -> Callable[[Tensor
         return functional_call(objective, state, (x,))
 
     state = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
+    layout = layout_of(example)
     with pyro.validation_enabled(False), torch.random.fork_rng(devices=[]):
         graph = make_fx(call, tracing_mode="fake", _allow_non_fake_inputs=True)(*stand_ins(state, example))
-    return lambda x: graph(state, x)
+    return lambda x: graph(state, x.contiguous(memory_format=layout))
 
 
-def stand_ins(state: dict[str, Tensor], example: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def layout_of(example: Tensor) -> torch.memory_format:
+    """The memory format a batch is in: the graph has views in it that hold for that one only."""
+    is_last = example.ndim == 4 and example.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+def stand_ins(state: dict[str, Tensor], example: Tensor) -> tuple[Terms, Tensor]:
     """Tensors without values to trace with: only the size of the batch is a symbol, which is what makes tracing quick.
 
     The batch is given a size that no other dimension has, because a tracer takes equal sizes for one and the same.
@@ -56,7 +63,7 @@ def stand_ins(state: dict[str, Tensor], example: Tensor) -> tuple[dict[str, Tens
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     taken = {size for value in state.values() for size in value.shape} | set(example.shape[1:])
     size = next(n for n in range(2, len(taken) + 3) if n not in taken)
-    batch = example.new_zeros(size, *example.shape[1:])
+    batch = example.new_zeros(size, *example.shape[1:]).contiguous(memory_format=layout_of(example))
     free = StatelessSymbolicContext([DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (batch.ndim - 1))
-    fake = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
+    fake: Terms = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
     return fake, mode.from_tensor(batch, symbolic_context=free)

@@ -138,6 +138,6 @@ def test_mistakes_are_explained(fitted, images, tmp_path):
     with pytest.raises(ValueError, match="images have shape"):
         export_onnx(model, tmp_path / "x.onnx", images=images[:, :, :9])
     (tmp_path / "note.txt").write_text("x")
-    with pytest.raises(ValueError, match="expected .mlpackage, .pte or .onnx"):
+    with pytest.raises(ValueError, match=r"expected \.mlpackage, \.pte or \.onnx"):
         verify(tmp_path / "note.txt", model)
     assert [file.name for file in tmp_path.iterdir()] == ["note.txt"]
