@@ -69,9 +69,9 @@ def latent_scatter(model: VAE, split: Split, *, num_images: int = 2000) -> bytes
     plane = (z @ torch.linalg.svd(z, full_matrices=False).Vh[:2].T).numpy()
     figure = Figure(figsize=(5, 4.2))
     axis = figure.subplots()
-    colours = None if split.labels is None else split.labels[:num_images].numpy()
-    points = axis.scatter(plane[:, 0], plane[:, -1], c=colours, cmap="tab10", s=5, linewidths=0)
-    if colours is not None:
+    colours = {} if split.labels is None else {"c": split.labels[:num_images].numpy(), "cmap": "tab10"}
+    points = axis.scatter(plane[:, 0], plane[:, -1], s=5, linewidths=0, **colours)
+    if colours:
         figure.colorbar(points, label="label")
     axis.set(xlabel="first principal axis of loc(x)", ylabel="second")
     return png(figure)

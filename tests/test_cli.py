@@ -139,9 +139,7 @@ def test_a_budget_that_cannot_be_met_ends_with_3_and_keeps_what_was_trained(tmp_
 def test_ctrl_c_leaves_a_build_that_resumes(tmp_path):
     pictures, out = picture_folder(tmp_path / "pictures", 300), tmp_path / "out"
     command = [sys.executable, "-m", "pyro_mvae.cli", "build", "--data", f"folder:{pictures}", "--size", "16", "--out", str(out)]
-    process = subprocess.Popen(
-        [*command, "--epochs", "500", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*command, "--epochs", "500", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     state = out / "checkpoints/teacher.training.safetensors"
     deadline = time.monotonic() + 120
     while not state.exists() and time.monotonic() < deadline:

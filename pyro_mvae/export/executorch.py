@@ -106,12 +106,15 @@ def load_executorch(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], lis
     try:
         with no_native_messages():
             method = runtime().load_program(path).load_method("forward")
+            assert method is not None
+            shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+            # the first run starts the threads, which has C++ describe the processor
+            method.execute([torch.zeros(shape)])
     except RuntimeError as error:
         raise ValueError(f"{path} is damaged or no ExecuTorch program: {error}") from error
-    assert method is not None
 
     def run(x: Tensor) -> list[Tensor]:
         # the runtime gives views of its own memory, which the next call overwrites
         return [torch.as_tensor(output).clone() for output in method.execute([x])]
 
-    return tuple(method.metadata.input_tensor_meta(0).sizes()), run
+    return shape, run
