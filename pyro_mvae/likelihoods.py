@@ -12,7 +12,7 @@ import math
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -72,7 +72,7 @@ class BernoulliLikelihood(nn.Module):
 
     name = "bernoulli"
 
-    def forward(self, eta: Tensor) -> TorchDistribution:
+    def forward(self, eta: Tensor) -> TorchDistributionMixin:
         return dist.Bernoulli(logits=eta, validate_args=False).to_event(3)
 
 
@@ -90,5 +90,5 @@ class LogisticLikelihood(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(0.1)))
 
-    def forward(self, eta: Tensor) -> TorchDistribution:
+    def forward(self, eta: Tensor) -> TorchDistributionMixin:
         return Logistic(eta.sigmoid(), self.log_scale.exp(), validate_args=False).to_event(3)

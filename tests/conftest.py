@@ -1,8 +1,20 @@
 from __future__ import annotations
 
-import pyro
-import pytest
 import torch
+from beartype import BeartypeConf, FrozenDict
+from beartype.claw import beartype_package
+
+# While tests run, annotations are checked. In a trace the size of a batch is a symbol and no int, and what goes through `nets`
+# is a proxy and no tensor.
+traceable = BeartypeConf(
+    is_pep484_tower=True,
+    hint_overrides=FrozenDict({int: int | torch.SymInt}),
+    claw_skip_package_names=("pyro_mvae.nets",),
+)
+beartype_package("pyro_mvae", conf=traceable)
+
+import pyro  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

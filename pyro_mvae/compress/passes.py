@@ -16,6 +16,9 @@ from pyro_mvae.nets.quantized import is_quantized, quantized
 
 Model = TypeVar("Model", bound=VAE)
 
+LOGIT_LIMIT = 10.0
+"""Beyond it a pixel changes by less than 5e-5; the fewer logits 256 levels span, the less one level changes a pixel."""
+
 
 @dataclass(frozen=True)
 class PruneChannels:
@@ -75,7 +78,7 @@ class Quantize:
     def __call__(self, model: Model) -> Model:
         model = copy.deepcopy(model)
         model.encoder = quantized(model.encoder, bounds=(0.0, 1.0))
-        model.decoder = quantized(model.decoder)
+        model.decoder = quantized(model.decoder, output_limit=LOGIT_LIMIT)
         model.passes = (*model.passes, repr(self))
         return model
 

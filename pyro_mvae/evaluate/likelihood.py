@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pyro_mvae.data import binarize
 from pyro_mvae.data.progress import Track, untracked
-from pyro_mvae.models.vae import VAE
+
+
+@runtime_checkable
+class LatentVariableModel(Protocol):
+    """What has a likelihood that can be estimated."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> Any: ...
+    def prior(self, n: int) -> Any: ...
+    def posterior(self, x: Tensor) -> Any: ...
+    def conditional(self, z: Tensor) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,7 @@ class NLL:
 
 @torch.no_grad()
 def negative_log_likelihood(
-    model: VAE,
+    model: LatentVariableModel,
     images: Tensor,
     *,
     num_samples: int = 100,
@@ -48,6 +60,7 @@ def negative_log_likelihood(
     Source: Burda, Grosse and Salakhutdinov, 2016.
 
     Example:
+        >>> from pyro_mvae.models import VAE
         >>> images = (torch.rand(4, 1, 8, 8) * 255).byte()
         >>> negative_log_likelihood(VAE((1, 8, 8), 4), images, num_samples=3, binarization="dynamic").num_images
         4
@@ -55,7 +68,7 @@ def negative_log_likelihood(
     xs = binarize(images, seed=seed) if binarization == "dynamic" else images.float() / 255
     batches = xs.split(max(chunk // num_samples, 1))
     was_training = model.training
-    model.eval()
+    model.train(False)
     total = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -66,7 +79,7 @@ def negative_log_likelihood(
     return NLL(nats, len(images), num_samples, nats / math.log(2) / images[0].numel())
 
 
-def log_evidence(model: VAE, x: Tensor, num_samples: int) -> Tensor:
+def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tensor:
     """log p(x) of each datum, by importance sampling; (n,)."""
     posterior = model.posterior(x)
     z = posterior.sample((num_samples,))

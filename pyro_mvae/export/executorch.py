@@ -92,8 +92,10 @@ def measured_bytes(model: VAE) -> int:
 
 @functools.cache
 def runtime() -> Any:
-    """ExecuTorch's runtime in this process."""
+    """ExecuTorch's runtime in this process, on one thread: small nets are slower on more, and latencies are of one."""
     with no_native_messages():
+        # "unsafe" for programs already loaded, of which there are none yet
+        import_quietly("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(1)
         return import_quietly("executorch.runtime").Runtime.get()
 
 

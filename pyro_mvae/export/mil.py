@@ -148,7 +148,7 @@ class _Step:
         groups = [operand if isinstance(operand, (list, tuple)) else [operand] for operand in self.operands.values()]
         return [var for group in groups for var in group] + list(self.outputs)
 
-    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def arguments(self, values: Mapping[Any, Any]) -> dict[str, Any]:
         return {
             name: [values[var] for var in operand] if isinstance(operand, (list, tuple)) else values[operand]
             for name, operand in self.operands.items()

@@ -22,15 +22,23 @@ Sites = Mapping[str, Any]
 def bound_terms(model_sites: Sites, guide_sites: Sites) -> tuple[Tensor, Tensor]:
     """−E_q[log p(x|z)] and KL(q(z|x) ‖ p(z)), (5), summed over the batch, from one trace of a Pyro pair.
 
-    The KL is in closed form, (4), as `TraceMeanField_ELBO` has it; their sum is the loss that it returns for the same noise.
+    The KL is in closed form, (4), where there is one, else estimated from the same sample, as `TraceMeanField_ELBO` has it;
+    their sum is the loss that it returns for the same noise.
     """
     likelihood, kl = torch.zeros(()), torch.zeros(())
     for name, site in model_sites.items():
         if site["type"] == "sample" and site["is_observed"]:
             likelihood = likelihood - site["log_prob_sum"]
         elif site["type"] == "sample" and name in guide_sites:
-            kl = kl + kl_divergence(guide_sites[name]["fn"], site["fn"]).sum()
+            kl = kl + kl_of(site, guide_sites[name])
     return likelihood, kl
+
+
+def kl_of(model_site: Mapping[str, Any], guide_site: Mapping[str, Any]) -> Tensor:
+    try:
+        return kl_divergence(guide_site["fn"], model_site["fn"]).sum()
+    except NotImplementedError:
+        return guide_site["log_prob_sum"] - model_site["log_prob_sum"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mvae.likelihoods import BernoulliLikelihood, LogisticLikelihood
@@ -68,17 +68,17 @@ class VAE(nn.Module):
         self.decoder = decoder or ConvDecoder((channels, height, width), latent_dim, **sizes)
         self.likelihood = make_likelihood(likelihood, channels)
 
-    def prior(self, n: int) -> TorchDistribution:
+    def prior(self, n: int) -> TorchDistributionMixin:
         """p(z) for n data."""
         loc = next(self.parameters()).new_zeros(n, self.latent_dim)
         return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
 
-    def posterior(self, x: Tensor) -> TorchDistribution:
+    def posterior(self, x: Tensor) -> TorchDistributionMixin:
         """q(z|x), (4)."""
         loc, scale = self.encoder(x)
         return dist.Normal(loc, scale).to_event(1)
 
-    def conditional(self, z: Tensor) -> TorchDistribution:
+    def conditional(self, z: Tensor) -> TorchDistributionMixin:
         """p(x|z)."""
         return self.likelihood(self.decoder(z))
 

@@ -30,6 +30,7 @@ class ActivationQuantizer(nn.Module):
     Args:
         momentum: weight of a new batch in the moving range.
         bounds: a range known beforehand, which is then never moved (pixels in [0, 1]).
+        limit: what the range never goes beyond, on either side of 0.
 
     Example:
         >>> quantizer = ActivationQuantizer(bounds=(0.0, 1.0)).eval()
@@ -40,9 +41,9 @@ class ActivationQuantizer(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, *, momentum: float = 0.05, bounds: tuple[float, float] | None = None):
+    def __init__(self, *, momentum: float = 0.05, bounds: tuple[float, float] | None = None, limit: float = torch.inf):
         super().__init__()
-        self.momentum = momentum
+        self.momentum, self.limit = momentum, limit
         self.moving = bounds is None
         low, high = bounds or (torch.inf, -torch.inf)
         self.register_buffer("low", torch.tensor(low))
@@ -54,7 +55,7 @@ class ActivationQuantizer(nn.Module):
         return scale, (LOWEST - torch.round(self.low / scale)).clamp(LOWEST, HIGHEST)
 
     def observe(self, x: Tensor) -> None:
-        low, high = x.amin().clamp(max=0.0), x.amax().clamp(min=0.0)
+        low, high = x.amin().clamp(-self.limit, 0.0), x.amax().clamp(0.0, self.limit)
         new = torch.isinf(self.low)
         self.low.copy_(torch.where(new, low, torch.lerp(self.low, low, self.momentum)))
         self.high.copy_(torch.where(new, high, torch.lerp(self.high, high, self.momentum)))
@@ -151,7 +152,7 @@ class IntegerActivation(nn.Module):
         return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *arguments)
 
 
-def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None) -> nn.Module:
+def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None, output_limit: float = torch.inf) -> nn.Module:
     """A copy of `net` that computes in int8: batch normalisation folded, convolutions and the activations between them rounded.
 
     An activation is rounded after its ReLU, where XNNPACK fuses it, and a convolution's input where nothing rounded it before.
@@ -159,6 +160,7 @@ def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None) -> n
 
     Args:
         bounds: the range of the net's input, if it is known beforehand.
+        output_limit: what the range of a convolution that is the net's output never goes beyond.
 
     Raises:
         ValueError: for a net that is quantised already, or a layer that can't be.
@@ -186,8 +188,9 @@ def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None) -> n
         if source not in rounded:
             replacement = nn.Sequential(ActivationQuantizer(bounds=bounds), replacement)
         net.set_submodule(name, replacement)
-        final = str(last.target)
-        net.set_submodule(final, nn.Sequential(net.get_submodule(final), ActivationQuantizer()))
+        final, ends = str(last.target), any(user.op == "output" for user in last.users)
+        rounding = ActivationQuantizer(limit=output_limit if ends else torch.inf)
+        net.set_submodule(final, nn.Sequential(net.get_submodule(final), rounding))
         rounded.add(last)
     return net
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-from pyro_mvae import PruneChannels, Quantize, fit, load_model, save_model
+from pyro_mvae import MVAE, PruneChannels, Quantize, fit, load_model, save_model
 from pyro_mvae.compress.miniaturize import BudgetError, calibrated, estimated_bytes, miniaturize, ratio_within, student_for
 from pyro_mvae.compress.passes import kept_channels, prune
 from pyro_mvae.data import Data, Split
@@ -132,6 +132,18 @@ def test_rounding_is_to_the_nearest_level_and_keeps_zero(low, high):
     assert quantizer(torch.zeros(1)) == 0
     assert float(zero_point).is_integer()
     assert len(torch.unique(quantizer(x))) <= 256
+
+
+def test_a_range_stays_within_its_limit():
+    quantizer = ActivationQuantizer(limit=10.0).train()
+    quantizer(torch.tensor([-30.0, 4.0]))
+    assert (float(quantizer.low), float(quantizer.high)) == (-10.0, 4.0)
+    assert quantizer.eval()(torch.tensor(-30.0)) == pytest.approx(-10, abs=0.03)
+
+
+def test_only_the_output_of_a_decoder_is_limited():
+    limits = [m.limit for m in Quantize()(MVAE((1, 8, 8), 4)).modules() if isinstance(m, ActivationQuantizer)]
+    assert [limit < torch.inf for limit in limits] == [False] * (len(limits) - 1) + [True]
 
 
 def test_gradients_pass_straight_through_inside_the_range_only():
