@@ -12,12 +12,9 @@ from torch import Tensor, fx, nn
 
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules
-from pyro_mvae.nets.quantized import is_quantized, quantized
+from pyro_mvae.nets.quantized import is_quantized, quantized_pair
 
 Model = TypeVar("Model", bound=VAE)
-
-LOGIT_LIMIT = 10.0
-"""Beyond it a pixel changes by less than 5e-5; the fewer logits 256 levels span, the less one level changes a pixel."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,7 @@ class Quantize:
 
     def __call__(self, model: Model) -> Model:
         model = copy.deepcopy(model)
-        model.encoder = quantized(model.encoder, bounds=(0.0, 1.0))
-        model.decoder = quantized(model.decoder, output_limit=LOGIT_LIMIT)
+        model.encoder, model.decoder = quantized_pair(model.encoder, model.decoder)
         model.passes = (*model.passes, repr(self))
         return model
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_mvae import models
 from pyro_mvae.atomic import atomic
 from pyro_mvae.models import VAE
-from pyro_mvae.nets.quantized import is_quantized, quantized
+from pyro_mvae.nets.quantized import is_quantized, quantized_pair
 from pyro_mvae.nets.resize import resize
 
 FORMAT = 1
@@ -99,7 +99,7 @@ def load_model(path: str | os.PathLike[str], *, into: VAE | None = None) -> VAE:
         raise ValueError(f"{path} holds a {about['class']}, which is not of this package: give the model to fill with into=")
     model = into or getattr(models, about["class"])(**about["config"])
     if into is None and about["quantized"]:
-        model.encoder, model.decoder = quantized(model.encoder, bounds=(0.0, 1.0)), quantized(model.decoder)
+        model.encoder, model.decoder = quantized_pair(model.encoder, model.decoder)
     if into is None:
         resize(model, tensors)
     fill(model, tensors, source=path)

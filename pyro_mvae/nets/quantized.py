@@ -20,6 +20,10 @@ from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules, fold_batch_norm
 
 LOWEST, HIGHEST = -128, 127
 
+PIXELS = (0.0, 1.0)
+LOGIT_LIMIT = 10.0
+"""Beyond it a pixel changes by less than 5e-5; the fewer logits 256 levels span, the less one level changes a pixel."""
+
 
 class ActivationQuantizer(nn.Module):
     """Rounds an activation to 256 levels between the smallest and largest value seen: q = clamp(round(x / scale) + zero_point).
@@ -150,6 +154,18 @@ class IntegerActivation(nn.Module):
         arguments = (self.scale, self.zero_point, LOWEST, HIGHEST, torch.int8)
         q = torch.ops.quantized_decomposed.quantize_per_tensor.default(x, *arguments)
         return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *arguments)
+
+
+def quantized_pair(encoder: nn.Module, decoder: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """`quantized` copies of an encoder of pixels and a decoder to logits.
+
+    Example:
+        >>> from pyro_mvae.nets import MobileDecoder, MobileEncoder
+        >>> encoder, decoder = quantized_pair(MobileEncoder((1, 8, 8), 4), MobileDecoder((1, 8, 8), 4))
+        >>> is_quantized(encoder), is_quantized(decoder)
+        (True, True)
+    """
+    return quantized(encoder, bounds=PIXELS), quantized(decoder, output_limit=LOGIT_LIMIT)
 
 
 def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None, output_limit: float = torch.inf) -> nn.Module:

@@ -141,9 +141,12 @@ def test_a_range_stays_within_its_limit():
     assert quantizer.eval()(torch.tensor(-30.0)) == pytest.approx(-10, abs=0.03)
 
 
-def test_only_the_output_of_a_decoder_is_limited():
-    limits = [m.limit for m in Quantize()(MVAE((1, 8, 8), 4)).modules() if isinstance(m, ActivationQuantizer)]
-    assert [limit < torch.inf for limit in limits] == [False] * (len(limits) - 1) + [True]
+def test_only_the_output_of_a_decoder_is_limited_also_when_read_back(tmp_path):
+    model = Quantize()(MVAE((1, 8, 8), 4))
+    save_model(tmp_path / "model.safetensors", model)
+    for vae in (model, load_model(tmp_path / "model.safetensors")):
+        limits = [m.limit for m in vae.modules() if isinstance(m, ActivationQuantizer)]
+        assert [limit < torch.inf for limit in limits] == [False] * (len(limits) - 1) + [True]
 
 
 def test_gradients_pass_straight_through_inside_the_range_only():
