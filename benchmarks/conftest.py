@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -24,7 +25,7 @@ def record(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Mapping[str, An
     """Print figures and write them to `results/NAME.json` with the command, the machine and the versions."""
 
     def record(name: str, figures: Mapping[str, Any]) -> None:
-        command = " ".join(["pytest", *sys.argv[1:]])
+        command = shlex.join(["pytest", *sys.argv[1:]])
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         content = {"command": command, "when": when, "cores": os.cpu_count(), **environment(), "figures": figures}
         with atomic(RESULTS / f"{name}.json") as temporary:
