@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pyro_mvae.inference.checkpoint import save_model
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
 from pyro_mvae.report import Report, environment
-from pyro_mvae.train import initialized
+from pyro_mvae.train import initialized, usual_epochs
 
 NEEDED_BYTES = 200_000_000
 SETTINGS, CHECKPOINTS = "build.json", "checkpoints"
@@ -49,15 +49,16 @@ class Settings:
     data: str = "digits"
     model: str = "mvae"
     budget_kb: float = 64
-    epochs: int = 8
+    epochs: int | None = None
     size: int | None = None
     seed: int = 0
     nll_samples: int = 50
 
     def __post_init__(self) -> None:
         for name in ("budget_kb", "epochs", "nll_samples"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}, expected more than 0")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, expected 0 or more")
         model_class(self.model)
@@ -69,7 +70,7 @@ def build(
     model: str = "mvae",
     budget_kb: float = 64,
     out: str | os.PathLike[str] = "build",
-    epochs: int = 8,
+    epochs: int | None = None,
     size: int | None = None,
     seed: int = 0,
     nll_samples: int = 50,
@@ -84,7 +85,7 @@ def build(
         model: what the student is: "mvae", with mobile nets, or "vae", the teacher's kind but narrower.
         budget_kb: size of int8 `encoder.pte` and `decoder.pte` together, in units of 1000 bytes.
         out: the folder to make.
-        epochs: of the teacher, and of the student's longest stage.
+        epochs: of the teacher, and of the student's longest stage; when None, see `usual_epochs`.
         size: pixels a side, where the data are resized.
         nll_samples: importance samples for each test image.
         overwrite: whether a folder that is not empty may be written into; what an earlier build made there is replaced.
@@ -106,6 +107,7 @@ def build(
     if not resume:
         check_empty(out, overwrite=overwrite)
     images = load_data(settings.data, size=settings.size, seed=settings.seed, progress=progress)
+    settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train)))
     if not resume:
         start(out, settings)
     teacher, student, histories = train(settings, images, out / CHECKPOINTS, resume=resume, progress=progress)

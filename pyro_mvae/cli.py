@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pyro_mvae._version import __version__
 
+USUAL_EPOCHS = "as many as make 1,250 steps, and 8 at least"
 USAGE, OVER_BUDGET, INTERRUPTED = 2, 3, 130
 
 
@@ -86,7 +87,7 @@ def main() -> None:
     "--budget-kb", default=64.0, show_default=True, help="Size of int8 encoder.pte and decoder.pte together, 1000 bytes each."
 )
 @click.option("--out", default="build", show_default=True, help="The folder to make.")
-@click.option("--epochs", default=8, show_default=True, help="Of the teacher, and of the student's longest stage.")
+@click.option("--epochs", type=int, help=f"Of the teacher, and of the student's longest stage; by default {USUAL_EPOCHS}.")
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--nll-samples", default=50, show_default=True, help="Importance samples for each test image.")
@@ -129,7 +130,7 @@ def refuse_with_resume(ctx: click.Context, *, allowed: set[str]) -> None:
 @click.argument("checkpoint")
 @click.option("--data", default="digits", show_default=True, metavar="SPEC", help="As in build.")
 @click.option("--model", default="vae", show_default=True, help="vae or mvae.")
-@click.option("--epochs", default=8, show_default=True)
+@click.option("--epochs", type=int, help=f"By default {USUAL_EPOCHS}.")
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--lr", default=4e-3, show_default=True, help="Peak of the one-cycle learning rate.")
 @click.option("--latent-dim", default=16, show_default=True)

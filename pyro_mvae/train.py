@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import torch
 
-from pyro_mvae.data import Data, load_data
+from pyro_mvae.data import Data, load_data, num_batches
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
 from pyro_mvae.inference.stage import fit_stage
@@ -19,7 +20,7 @@ def train(
     *,
     data: str = "digits",
     model: str = "vae",
-    epochs: int = 8,
+    epochs: int | None = None,
     batch_size: int = 64,
     lr: float = 4e-3,
     latent_dim: int = 16,
@@ -35,6 +36,7 @@ def train(
         checkpoint: a `.safetensors` file to write; while training goes on, its state is beside it.
         data, size: as `load_data`.
         model: "vae" or "mvae".
+        epochs: when None, see `usual_epochs`.
         overwrite: whether a checkpoint that is there may be replaced.
         resume: go on with a run that was interrupted, with the same settings.
 
@@ -55,7 +57,7 @@ def train(
         initialized(kind, images, latent_dim=latent_dim, seed=seed),
         images,
         path,
-        epochs=epochs,
+        epochs=usual_epochs(len(images.train), batch_size=batch_size) if epochs is None else epochs,
         batch_size=batch_size,
         lr=lr,
         seed=seed,
@@ -64,6 +66,16 @@ def train(
         description="Training",
     )
     return negative_log_likelihood(vae, images.test.images, binarization=images.binarization, seed=seed, progress=progress)
+
+
+def usual_epochs(num_images: int, *, batch_size: int = 64) -> int:
+    """Epochs enough for 1,250 steps, and 8 at least.
+
+    Example:
+        >>> usual_epochs(10_000), usual_epochs(1_700), usual_epochs(60_000)
+        (8, 47, 8)
+    """
+    return max(8, math.ceil(1250 / num_batches(num_images, batch_size=batch_size)))
 
 
 def initialized(kind: type[VAE], data: Data, *, latent_dim: int = 16, seed: int = 0) -> VAE:

@@ -217,6 +217,8 @@ def test_train_writes_a_checkpoint(tmp_path):
     arguments = ["train", path, "--data", f"folder:{pictures}", "--size", 8, "--epochs", 1, "--latent-dim", 5]
     assert "nats per test image" in run(*arguments).stdout
     assert load_model(path).latent_dim == 5
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert "exists" in mistake(*arguments)
     run(*arguments, "--overwrite")
     assert ".safetensors" in mistake("train", tmp_path / "x.pt")

@@ -34,10 +34,13 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], description:
     header = {"pyro_mvae": json.dumps({"format": FORMAT, **description})}
     copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     with atomic(path) as temporary:
+        temporary.touch()  # with the permissions of any new file: safetensors' own are for the owner alone
+        permissions = temporary.stat().st_mode
         try:
             save_file(copies, temporary, header)
         except SafetensorError as error:
             raise OSError(f"{path} can't be written: {error}") from error
+        temporary.chmod(permissions)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
