@@ -13,7 +13,7 @@ from pyro_mvae.export import (
     export_onnx,
     verify,
 )
-from pyro_mvae.inference import Interrupted, Miniaturization, Objective, compile_objective, fit
+from pyro_mvae.inference import Interrupted, Miniaturization, Objective, compile_elbo, compile_objective, fit
 from pyro_mvae.inference.checkpoint import load_model, save_model
 from pyro_mvae.models import MVAE, VAE
 from pyro_mvae.report import Report
@@ -34,6 +34,7 @@ __all__ = [
     "Verification",
     "__version__",
     "build",
+    "compile_elbo",
     "compile_objective",
     "evaluate_mlpackage",
     "export_coreml",

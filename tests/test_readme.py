@@ -31,6 +31,6 @@ def test_the_example_runs(tmp_path, monkeypatch):
     few = replace(few, train=replace(few.train, images=few.train.images[:64], labels=None))
     monkeypatch.setattr(pyro_mvae, "load_data", lambda spec: few)
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "decoder.pte").exists()

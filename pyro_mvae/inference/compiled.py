@@ -6,17 +6,28 @@ graph that draws the same noise from the same seed, and gives the same loss and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from pyro.infer import Trace_ELBO
+from pyro.infer.elbo import ELBO
+from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pyro_mvae.inference.surrogate import differentiable_loss
+from pyro_mvae.inference.tracing import Untraceable, batch_size, has_batch, layout_of, stand_ins, trace
 
 Terms = dict[str, Tensor]
+BACKENDS = ("inductor", "eager")
+logger = logging.getLogger(__name__)
 
 
 def compile_objective(objective: nn.Module, example: Tensor) -> Callable[[Tensor], Terms]:
@@ -31,6 +42,9 @@ def compile_objective(objective: nn.Module, example: Tensor) -> Callable[[Tensor
 
     Returns: a function, batch → named scalars, differentiable with respect to the parameters.
 
+    Raises:
+        Untraceable: when what it does depends on the value of a tensor.
+
     Example:
         >>> from pyro_mvae.inference.objective import Objective
         >>> from pyro_mvae.models import VAE
@@ -43,27 +57,193 @@ def compile_objective(objective: nn.Module, example: Tensor) -> Callable[[Tensor
         return functional_call(objective, state, (x,))
 
     state = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
-    layout = layout_of(example)
-    with pyro.validation_enabled(False), torch.random.fork_rng(devices=[]):
-        graph = make_fx(call, tracing_mode="fake", _allow_non_fake_inputs=True)(*stand_ins(state, example))
-    return lambda x: graph(state, x.contiguous(memory_format=layout))
+    fake, (x,) = stand_ins(state, [example])
+    graph = trace(call, fake, x)
+    return lambda x: graph(state, x.contiguous(memory_format=layout_of(example)))
 
 
-def layout_of(example: Tensor) -> torch.memory_format:
-    """The memory format a batch is in: the graph has views in it that hold for that one only."""
-    is_last = example.ndim == 4 and example.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_last else torch.contiguous_format
+def compile_elbo(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *,
+    example: Sequence[Any],
+    elbo: ELBO | None = None,
+    backend: str = "inductor",
+    fallback: bool = False,
+) -> CompiledElbo | EagerElbo:
+    """Turn any Pyro pair and bound into one graph: the loss and the gradients of `SVI.step`, without Pyro's share of its time.
 
+    The pair is run by Pyro with `example`, which makes its parameters as the first step of `SVI` would and changes nothing
+    else; then it is traced, and the graph is held against Pyro's own loss for the same noise. The parameters are those of Pyro's
+    store, so that any optimiser works on them, and so does `pyro.get_param_store().save`.
 
-def stand_ins(state: dict[str, Tensor], example: Tensor) -> tuple[Terms, Tensor]:
-    """Tensors without values to trace with: only the size of the batch is a symbol, which is what makes tracing quick.
+    Args:
+        model, guide: any Pyro pair; whether their modules are in training mode is fixed here.
+        example: arguments of both, as a tuple. The first dimension of the first tensor is the batch's: it may change from call
+            to call, together with that of every tensor as long. All else must stay: other dimensions, types, what is no tensor.
+        elbo: `Trace_ELBO()` when None; any bound of Pyro's, such as `TraceMeanField_ELBO`, `TraceEnum_ELBO` or `RenyiELBO`.
+        backend: "inductor", for `torch.compile`, which needs a C++ compiler, or "eager", which runs the graph as it is.
+        fallback: whether a pair that can't be traced is left to Pyro, with a warning in the log, instead of being an error.
 
-    The batch is given a size that no other dimension has, because a tracer takes equal sizes for one and the same.
+    Returns: a function of the pair's arguments; its result is the loss, differentiable with respect to `.parameters`.
+
+    Raises:
+        Untraceable: a ValueError that names the line, when what the pair does next depends on the value of a tensor.
+        ValueError: for a backend that does not exist, a pair without parameters, or an example without a tensor.
+
+    Example:
+        >>> from pyro.infer import TraceMeanField_ELBO
+        >>> from pyro_mvae.models import VAE
+        >>> vae, x = VAE((1, 8, 8), 4, widths=(4,), hidden=8), torch.rand(5, 1, 8, 8).round()
+        >>> loss = compile_elbo(vae.model, vae.guide, elbo=TraceMeanField_ELBO(), example=(x,), backend="eager")
+        >>> optimizer = torch.optim.Adam(loss.parameters.values(), lr=1e-3)
+        >>> loss(x[:3]).backward()
+        >>> optimizer.step()
     """
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    taken = {size for value in state.values() for size in value.shape} | set(example.shape[1:])
-    size = next(n for n in range(2, len(taken) + 3) if n not in taken)
-    batch = example.new_zeros(size, *example.shape[1:]).contiguous(memory_format=layout_of(example))
-    free = StatelessSymbolicContext([DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (batch.ndim - 1))
-    fake: Terms = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
-    return fake, mode.from_tensor(batch, symbolic_context=free)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, expected one of: {', '.join(BACKENDS)}")
+    pair = EagerElbo(model, guide, Trace_ELBO() if elbo is None else elbo)
+    expected = pair.rehearse(example)
+    try:
+        return CompiledElbo(pair, tuple(example), expected=expected, backend=backend)
+    except Untraceable as error:
+        advice = "write the choice with tensors (torch.where), or give fallback=True to leave the pair to Pyro"
+        if not fallback:
+            raise Untraceable(f"{error}; {advice}") from error
+        logger.warning("not compiled, left to Pyro: %s", error)
+        return pair
+
+
+class EagerElbo:
+    """A pair and its bound as Pyro runs them, with the loss as a differentiable tensor.
+
+    `parameters` are the unconstrained tensors, by their names in Pyro's store.
+    """
+
+    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], elbo: ELBO):
+        self.model, self.guide, self.elbo = model, guide, elbo
+        self.parameters: dict[str, Tensor] = {}
+        self.written: list[Tensor] = []
+
+    def __call__(self, *args: Any) -> Tensor:
+        return differentiable_loss(self.elbo, self.model, self.guide, *args)
+
+    def rehearse(self, example: Sequence[Any]) -> float:
+        """Run the pair, once for its parameters to be made and once for its loss from noise of seed 0; all else is put back."""
+        with torch.random.fork_rng(devices=[]), Undone() as undone:
+            with pyro.poutine.trace(param_only=True) as used:
+                self(*example)
+            torch.manual_seed(0)
+            loss = float(self(*example).detach())
+        store = pyro.get_param_store()
+        self.written = undone.written
+        self.parameters = {name: store._params[name] for name in used.trace.nodes if name in store}
+        return loss
+
+
+class CompiledElbo:
+    """A pair and its bound as one graph; see `compile_elbo`.
+
+    Attributes:
+        parameters: the unconstrained tensors that the loss depends on, by their names in Pyro's store.
+        graph: the operations, before a backend works on them: `print(loss.graph.code)` shows them.
+        seconds: how long tracing took; a backend compiles at the first call and the first `backward`.
+    """
+
+    def __init__(self, pair: EagerElbo, example: tuple[Any, ...], *, expected: float, backend: str):
+        started = time.perf_counter()
+        leaves, self.spec = tree_flatten(example)
+        self.example = [leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if batch_size(tensors) is None:
+            raise ValueError("the example has no tensor with a batch dimension: give the pair its data as arguments")
+        self.length, self.layouts = batch_size(tensors), [layout_of(value) for value in tensors]
+
+        def call(*values: Tensor) -> Tensor:
+            given = iter(values)
+            return pair(*tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], self.spec))
+
+        self.parameters = pair.parameters
+        with restored(pair.written):
+            self.graph: fx.GraphModule = trace(call, *stand_ins(self.parameters, tensors)[1])
+            self.check(example, expected)
+        self.seconds = time.perf_counter() - started
+        logger.info("traced %d operations in %.1f s", len(self.graph.graph.nodes), self.seconds)
+        self.run: Callable[..., Tensor] = self.graph
+        if backend == "inductor":
+            # the same noise from a seed as Pyro draws
+            self.run = torch.compile(self.graph, dynamic=True, options={"fallback_random": True})
+
+    def __call__(self, *args: Any) -> Tensor:
+        return self.run(*self.inputs(args))
+
+    def inputs(self, args: tuple[Any, ...]) -> list[Tensor]:
+        """The tensors among the arguments; ValueError where they are not like the example."""
+        leaves, spec = tree_flatten(args)
+        if spec != self.spec:
+            raise ValueError(f"expected arguments like those of the example, {self.spec}, got {spec}")
+        for leaf, like in zip(leaves, self.example, strict=True):
+            if not isinstance(like, Tensor):
+                if leaf != like:
+                    raise ValueError(f"an argument was {like!r} when the pair was traced and is {leaf!r} now: compile it again")
+                continue
+            free = has_batch(like, self.length)
+            shape = tuple(like.shape[1:] if free else like.shape)
+            if not isinstance(leaf, Tensor) or leaf.dtype != like.dtype or tuple(leaf.shape[free:]) != shape:
+                wanted = f"{like.dtype} of shape ({', '.join(map(str, ('n', *shape) if free else shape))})"
+                given = f"{leaf.dtype} of shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
+                raise ValueError(f"expected {wanted}, got {given}: compile the pair again for data of another kind")
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return [value.contiguous(memory_format=layout) for value, layout in zip(tensors, self.layouts, strict=True)]
+
+    def check(self, example: tuple[Any, ...], expected: float) -> None:
+        """Raise Untraceable unless the graph gives Pyro's loss for the same noise."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loss = float(self.graph(*self.inputs(example)).detach())
+        if not torch.isclose(torch.tensor(loss), torch.tensor(expected), rtol=1e-4, atol=1e-6, equal_nan=True):
+            raise Untraceable(
+                f"the graph gives {loss:.6g} where Pyro gives {expected:.6g} for the same noise: the pair uses chance or state "
+                "from outside of torch, or the size of the batch decides what it does"
+            )
+
+
+class Undone(TorchDispatchMode):
+    """Puts back, on leaving, what was written into tensors: running statistics, counters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = WeakIdKeyDictionary()  # what dies during the step needs no putting back
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            # the schema of batch normalisation does not say what it writes
+            written = argument.is_write or argument.name in ("running_mean", "running_var")
+            if written and isinstance(value, Tensor):
+                self.before.setdefault(value, value.clone())
+        return func(*args, **(kwargs or {}))
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        put_back(self.before.items())
+
+    @property
+    def written(self) -> list[Tensor]:
+        """The tensors that were written into."""
+        return list(self.before)
+
+
+@contextmanager
+def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Give tensors back the values that they have on entering."""
+    before = [(value, value.clone()) for value in tensors]
+    try:
+        yield
+    finally:
+        put_back(before)
+
+
+@torch.no_grad()
+def put_back(values: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for value, before in values:
+        value.copy_(before)

@@ -1,0 +1,178 @@
+"""Pyro's message passing, run once and left behind as a graph of tensor operations."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pyro
+import pyro.infer.util
+import pyro.ops.einsum
+import pyro.util
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.overrides import TorchFunctionMode
+
+
+class Untraceable(ValueError):
+    """A pair that can't become a graph: what it does next depends on the value of a tensor."""
+
+
+def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
+    """Record what `function(*inputs)` computes, without computing it: the inputs are `stand_ins`, which have no values.
+
+    Returns: the graph, with the arguments of `function`; other tensors that it used are the graph's attributes, the same objects.
+
+    Raises:
+        Untraceable: naming the line, and the sample site reached before it.
+    """
+    last = LastSite()
+    try:
+        with traceable(), last, torch.random.fork_rng(devices=[]):
+            return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    except Exception as error:
+        place = line_of_user(error)
+        if place is None:
+            raise
+        reached = f", after site {last.site!r}" if last.site else ""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Untraceable(f"{place}{reached}: {reason}") from error
+
+
+class LastSite(Messenger):
+    """Remembers the sample site that was last reached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = ""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self.site = msg["name"]
+
+
+def line_of_user(error: BaseException) -> str | None:
+    """The last line of a traceback that belongs to no library."""
+    libraries = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib", "stdlib"))
+    not_theirs = (*libraries, str(Path(__file__).parent), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(not_theirs)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else None
+
+
+def stand_ins(state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Tensors without values to trace with: only the size of the batch is a symbol, which is what makes tracing quick.
+
+    The batch is the first dimension of the first input, and of each input whose first dimension is as long. It is given a size
+    that no other dimension has, because a tracer takes equal sizes for one and the same.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    length = batch_size(inputs)
+    taken = {size for value in (*state.values(), *inputs) for size in value.shape}
+    size = next(n for n in range(2, len(taken) + 3) if n not in taken)
+
+    def stand_in(value: Tensor) -> Tensor:
+        if not has_batch(value, length):
+            return mode.from_tensor(value, static_shapes=True)
+        batch = value.new_zeros(size, *value.shape[1:]).contiguous(memory_format=layout_of(value))
+        free = StatelessSymbolicContext([DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (batch.ndim - 1))
+        return mode.from_tensor(batch, symbolic_context=free)
+
+    fake: dict[str, Tensor] = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
+    return fake, [stand_in(value) for value in inputs]
+
+
+def batch_size(inputs: Sequence[Tensor]) -> int | None:
+    """The first dimension of the first input that has one."""
+    return next((value.shape[0] for value in inputs if value.ndim), None)
+
+
+def has_batch(value: Tensor, length: int | None) -> bool:
+    return value.ndim > 0 and value.shape[0] == length
+
+
+def layout_of(example: Tensor) -> torch.memory_format:
+    """The memory format a batch is in: the graph has views in it that hold for that one only."""
+    is_last = example.ndim == 4 and example.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
+
+
+@contextmanager
+def traceable() -> Iterator[None]:
+    """Set aside, while a pair is traced, what makes Pyro ask for the values of tensors."""
+
+    def key(frame: CondIndepStackFrame) -> tuple[Any, ...]:
+        return frame.name, frame.dim, str(frame.size), frame.counter  # the symbol of a size has no hash
+
+    with ExitStack() as stack:
+        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(AnySize())
+        for name in ("torch_isnan", "torch_isinf"):
+            stack.enter_context(mock.patch.object(pyro.util, name, return_value=False))
+        stack.enter_context(mock.patch.object(CondIndepStackFrame, "_key", key))
+        stack.enter_context(mock.patch.object(pyro.ops.einsum, "contract_expression", contract_expression_of_a_size))
+        stack.enter_context(mock.patch.object(pyro.infer.util, "torch", InATrace()))
+        stack.enter_context(mock.patch.object(pyro.infer.util.Dice, "compute_expectation", with_fixed_shapes))
+        yield
+
+
+class InATrace:
+    """`torch`, which says that a trace is going on: Pyro then does not ask whether all of a mask is true."""
+
+    _C = SimpleNamespace(_get_tracing_state=lambda: True)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+class AnySize(TorchFunctionMode):
+    """Keeps the size of a batch a symbol.
+
+    `x.squeeze()` takes away dimensions that are 1 for good, never the batch's, which is 1 only now and then. `len(x)`, which
+    Python wants to be a number, is refused.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func is torch.Tensor.__len__ and isinstance(args[0].shape[0], torch.SymInt):
+            raise TypeError("len() makes the size of a batch a number; write .shape[0]")
+        if func in (torch.Tensor.squeeze, torch.squeeze) and len(args) == 1 and not kwargs:
+            ones = tuple(d for d, size in enumerate(args[0].shape) if isinstance(size, int) and size == 1)
+            return args[0].squeeze(ones)
+        return func(*args, **(kwargs or {}))
+
+
+_contract_expression = pyro.ops.einsum.contract_expression
+
+
+def contract_expression_of_a_size(equation: str, *shapes: Sequence[Any]) -> Any:
+    """The order of contraction that suits the size that the batch has while it is traced; right for any other."""
+    return _contract_expression(
+        equation, *(tuple(getattr(getattr(n, "node", None), "hint", n) for n in shape) for shape in shapes)
+    )
+
+
+_compute_expectation = pyro.infer.util.Dice.compute_expectation
+
+
+def with_fixed_shapes(dice: Any, costs: Any) -> Any:
+    with MaskedToZero():
+        return _compute_expectation(dice, costs)
+
+
+class MaskedToZero(TorchFunctionMode):
+    """Elements that a mask leaves out become 0 instead of being taken away: the same sum, from a tensor whose shape is known."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func in (torch.Tensor.masked_select, torch.masked_select):
+            value, mask = args
+            return torch.where(mask, value, 0.0).flatten()
+        return func(*args, **(kwargs or {}))

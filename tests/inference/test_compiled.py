@@ -1,0 +1,218 @@
+"""A pair in one graph: Pyro's loss and gradients, whatever the pair and the size of the batch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+
+from pyro_mvae import compile_elbo
+from pyro_mvae.inference.tracing import Untraceable
+from tests.inference.pairs import PAIRS, convolutional, enumerated_in_the_guide, nets, score_function
+
+CASES = [(make, elbo) for make, elbos in PAIRS.items() for elbo in elbos]
+NAMES = [f"{make.__name__}-{type(elbo).__name__}-{elbo.num_particles}" for make, elbo in CASES]
+
+
+def batch_of(n: int, example: torch.Tensor) -> torch.Tensor:
+    if not example.is_floating_point():
+        return torch.randperm(50)[:n]
+    return (
+        example[:1] + torch.randn(n, *[1] * (example.ndim - 1)) if example.ndim < 4 else torch.rand(n, *example.shape[1:]).round()
+    )
+
+
+def pyros_loss_and_gradients(elbo, model, guide, x, parameters):
+    for value in parameters.values():
+        value.grad = None
+    loss = elbo.loss_and_grads(model, guide, x)
+    return loss, [torch.zeros_like(value) if value.grad is None else value.grad for value in parameters.values()]
+
+
+def assert_equals_pyro(loss, elbo, model, guide, x):
+    """The loss to 1e-5 of itself, each gradient to 1e-5 of the largest."""
+    torch.manual_seed(3)
+    ours = loss(x)
+    gradients = torch.autograd.grad(ours, list(loss.parameters.values()), materialize_grads=True)
+    torch.manual_seed(3)
+    theirs, expected = pyros_loss_and_gradients(elbo, model, guide, x, loss.parameters)
+    assert float(ours.detach()) == pytest.approx(float(theirs), rel=1e-5, abs=1e-6)
+    largest = max(float(gradient.abs().max()) for gradient in expected)
+    for name, a, b in zip(loss.parameters, gradients, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * largest, msg=lambda text, name=name: f"{name}: {text}")
+    assert largest > 0
+
+
+@pytest.mark.parametrize(("make", "elbo"), CASES, ids=NAMES)
+def test_the_graph_equals_pyro(make, elbo):
+    model, guide, (example,) = make()
+    loss = compile_elbo(model, guide, elbo=elbo, example=(example,), backend="eager")
+    for n in (3, 9) if make is convolutional else (1, 3, 9):  # batch normalisation itself refuses to train on one
+        assert_equals_pyro(loss, elbo, model, guide, batch_of(n, example))
+
+
+@pytest.mark.parametrize("make", [nets, score_function, enumerated_in_the_guide, convolutional])
+def test_compiled_code_equals_pyro(make):
+    model, guide, (example,) = make()
+    elbo = PAIRS[make][0]
+    loss = compile_elbo(model, guide, elbo=elbo, example=(example,))
+    for n in (3, 9):
+        assert_equals_pyro(loss, elbo, model, guide, batch_of(n, example))
+
+
+def test_compiling_changes_nothing_but_the_parameter_store():
+    model, guide, example = convolutional()
+    buffers = copy.deepcopy(dict(model.__self__.named_buffers()))
+    parameters = copy.deepcopy(dict(model.__self__.named_parameters()))
+    state = torch.get_rng_state()
+    loss = compile_elbo(model, guide, example=example, backend="eager")
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, buffers[name]) for name, value in model.__self__.named_buffers())
+    assert all(torch.equal(value, parameters[name]) for name, value in model.__self__.named_parameters())
+    assert set(loss.parameters) == set(pyro.get_param_store().keys())
+
+
+def test_batch_normalisation_sees_each_batch():
+    model, guide, (x,) = convolutional()
+    loss = compile_elbo(model, guide, example=(x,), backend="eager")
+    before = copy.deepcopy(dict(model.__self__.named_buffers()))
+    loss(x)
+    assert all(not torch.equal(value, before[name]) for name, value in model.__self__.named_buffers())
+
+
+def test_a_hundred_steps_are_those_of_svi():
+    """The same parameters from the same noise, with the optimiser working on what the graph reads."""
+    model, guide, (x,) = nets()
+    loss = compile_elbo(model, guide, elbo=TraceMeanField_ELBO(), example=(x,), backend="eager")
+    start = {name: value.detach().clone() for name, value in loss.parameters.items()}
+    optimizer = torch.optim.Adam(loss.parameters.values(), lr=1e-2)
+    torch.manual_seed(0)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss(x).backward()
+        optimizer.step()
+    ours = {name: value.detach().clone() for name, value in loss.parameters.items()}
+    with torch.no_grad():
+        for name, value in loss.parameters.items():
+            value.copy_(start[name])
+            value.grad = None
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), TraceMeanField_ELBO())
+    torch.manual_seed(0)
+    for _ in range(100):
+        svi.step(x)
+    for name, value in loss.parameters.items():
+        assert not torch.equal(value, start[name])
+        torch.testing.assert_close(value.detach(), ours[name], rtol=1e-4, atol=1e-5)
+
+
+def test_noise_is_new_at_each_call_and_follows_the_seed():
+    model, guide, (x,) = nets()
+    loss = compile_elbo(model, guide, example=(x,), backend="eager")
+    torch.manual_seed(1)
+    first, second = loss(x), loss(x)
+    torch.manual_seed(1)
+    assert first != second
+    assert loss(x) == first
+
+
+def branching(x):
+    """What a model may not do."""
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0]), 1.0))
+        loc = z if x.sum() > 0 else -z
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def numbered(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0]), 1.0))
+        pyro.sample("x", dist.Normal(z * float(x.sum()), 1.0), obs=x)
+
+
+def rolling_dice(x):
+    with pyro.plate("data", x.shape[0]):
+        z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0]), 1.0))
+        pyro.sample("x", dist.Normal(z + random.random(), 1.0), obs=x)
+
+
+def sized(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def prior(x):
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def mean_field(x):
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("z", dist.Normal(pyro.param("a", torch.tensor(0.5)) * x, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (branching, r"loc = z if x.sum\(\) > 0 else -z, after site 'z'"),
+        (numbered, r"float\(x.sum\(\)\)"),
+        (sized, r"len\(x\).*write .shape\[0\]"),
+        (rolling_dice, "uses chance or state from outside of torch"),
+    ],
+)
+def test_what_cannot_be_traced_is_named(model, message):
+    with pytest.raises(Untraceable, match=message) as error:
+        compile_elbo(model, mean_field, example=(torch.randn(5),))
+    assert "fallback=True" in str(error.value)
+
+
+def test_what_cannot_be_traced_can_be_left_to_pyro(caplog):
+    x = torch.randn(5)
+    with caplog.at_level(logging.WARNING, logger="pyro_mvae"):
+        loss = compile_elbo(branching, mean_field, example=(x,), fallback=True)
+    assert len(caplog.records) == 1
+    assert "left to Pyro" in caplog.text
+    assert_equals_pyro(loss, Trace_ELBO(), branching, mean_field, x)
+    assert_equals_pyro(loss, Trace_ELBO(), branching, mean_field, -x)
+
+
+def test_arguments_unlike_the_example_are_refused():
+    model, guide, (x,) = nets()
+    loss = compile_elbo(model, guide, example=(x,), backend="eager")
+    with pytest.raises(ValueError, match=r"torch.float32 of shape \(n, 2\), got torch.float32 of shape \(5, 3\)"):
+        loss(torch.randn(5, 3))
+    with pytest.raises(ValueError, match=r"got torch\.float64"):
+        loss(x.double())
+    with pytest.raises(ValueError, match="arguments like those of the example"):
+        loss(x, x)
+
+
+def test_settings_and_constants_are_part_of_the_graph():
+    def model(x, settings):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0]), 1.0))
+            pyro.sample("x", dist.Normal(z, settings["scale"]), obs=x)
+
+    def guide(x, settings):
+        mean_field(x)
+
+    loss = compile_elbo(model, guide, example=(torch.randn(5), {"scale": 2.0}), backend="eager")
+    assert loss(torch.randn(7), {"scale": 2.0}).requires_grad
+    with pytest.raises(ValueError, match=r"was 2.0 when the pair was traced and is 3.0 now"):
+        loss(torch.randn(7), {"scale": 3.0})
+
+
+def test_mistakes_are_explained():
+    model, guide, (x,) = nets()
+    with pytest.raises(ValueError, match="backend is 'jit'"):
+        compile_elbo(model, guide, example=(x,), backend="jit")
+    with pytest.raises(ValueError, match="no parameters"):
+        compile_elbo(branching, prior, example=(x[:, 0],))
+    with pytest.raises(ValueError, match="no tensor with a batch dimension"):
+        compile_elbo(lambda: model(x), lambda: guide(x), example=())
