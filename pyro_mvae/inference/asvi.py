@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_mvae.data import Data, batches, num_batches
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.inference import checkpoint as files
-from pyro_mvae.inference.compiled import compile_objective
+from pyro_mvae.inference.compiled import compile_gradients
 from pyro_mvae.inference.objective import Miniaturization, Objective
 
 
@@ -88,7 +88,7 @@ def fit(
         if resume and run.path and run.path.exists():
             run.load()
         example = images[:1].float().contiguous(memory_format=torch.channels_last)
-        graph = compile_objective(Objective(model, miniaturization), example)
+        graph = compile_gradients(Objective(model, miniaturization), example)
         steps = run.steps(images, binarization=binarization)
         for x in progress(steps, description, run.total - run.done):
             set_rates(optimizer, one_cycle(run.done, run.total))
@@ -131,17 +131,17 @@ class Run:
         """Steps taken."""
         return self.epoch * self.steps_per_epoch + self.step
 
-    def update(self, graph: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> None:
+    def update(self, graph: Callable[[Tensor], tuple[dict[str, Tensor], list[Tensor]]], x: Tensor) -> None:
         """One gradient step."""
-        terms = graph(x)
-        values = {name: float(term.detach()) for name, term in terms.items()}
+        terms, gradients = graph(x)
+        values = {name: float(term) for name, term in terms.items()}
         if not math.isfinite(values["loss"]):
             kept = f"the last good checkpoint is {self.path}" if self.path and self.path.exists() else "nothing was saved"
             raise FloatingPointError(
                 f"the loss became {values['loss']} at step {self.step + 1} of epoch {self.epoch + 1}; {kept}; try a lower lr"
             )
-        self.optimizer.zero_grad()
-        terms["loss"].backward()
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            parameter.grad = like(parameter, gradient)
         self.optimizer.step()
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * len(x)
@@ -186,15 +186,21 @@ class Run:
                 group, _, key = name.partition(".")
                 groups[group][key] = value
         files.fill(self.model, groups["model"], source=self.path)
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in groups["optimizer"].items():
             index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
+            state.setdefault(int(index), {})[key] = value if value.ndim == 0 else like(parameters[int(index)], value)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         torch.set_rng_state(tensors["random"])
         position = description["position"]
         self.epoch, self.step, self.seconds, self.sums = (position[key] for key in ("epoch", "step", "seconds", "sums"))
         self.history = description["history"]
+
+
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` in the memory format of `parameter`: fused optimisers go through both by address."""
+    return value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
 
 
 def make_optimizer(model: nn.Module, *, lr: float, guide_lr: float) -> torch.optim.Optimizer:
@@ -203,7 +209,8 @@ def make_optimizer(model: nn.Module, *, lr: float, guide_lr: float) -> torch.opt
     for name, parameter in model.named_parameters():
         groups[name.startswith("encoder")].append(parameter)
     rates = {False: lr, True: guide_lr}
-    return torch.optim.Adam([{"params": groups[key], "lr": rates[key], "peak": rates[key]} for key in groups if groups[key]])
+    params = [{"params": groups[key], "lr": rates[key], "peak": rates[key]} for key in groups if groups[key]]
+    return torch.optim.Adam(params, fused=True)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

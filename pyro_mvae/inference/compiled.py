@@ -53,13 +53,63 @@ def compile_objective(objective: nn.Module, example: Tensor) -> Callable[[Tensor
         >>> graph(torch.rand(3, 1, 8, 8).round())["loss"].backward()
     """
 
-    def call(state: dict[str, Tensor], x: Tensor) -> Terms:
+    def call(state: Terms, x: Tensor) -> Terms:
         return functional_call(objective, state, (x,))
 
     state = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
     fake, (x,) = stand_ins(state, [example])
     graph = trace(call, fake, x)
     return lambda x: graph(state, x.contiguous(memory_format=layout_of(example)))
+
+
+def compile_gradients(
+    objective: nn.Module, example: Tensor, *, backend: str = "eager"
+) -> Callable[[Tensor], tuple[Terms, list[Tensor]]]:
+    """Trace `objective` and the gradients of its term "loss" into one graph: what a training step needs, and nothing else.
+
+    The backward pass is part of the graph, so that nothing is recorded while it runs, and what no gradient needs is not computed.
+
+    Args:
+        objective, example: as `compile_objective`.
+        backend: "eager" runs the graph as it is, "inductor" compiles it at the first call.
+
+    Returns: a function, batch → named scalars, and a gradient for each of `objective.parameters()`.
+
+    Raises:
+        Untraceable: when what it does depends on the value of a tensor.
+
+    Example:
+        >>> from pyro_mvae.inference.objective import Objective
+        >>> from pyro_mvae.models import VAE
+        >>> objective = Objective(VAE((1, 8, 8), 4, widths=(4,), hidden=8))
+        >>> terms, gradients = compile_gradients(objective, torch.zeros(4, 1, 8, 8))(torch.rand(3, 1, 8, 8).round())
+        >>> [gradient.shape for gradient in gradients] == [parameter.shape for parameter in objective.parameters()]
+        True
+    """
+    parameters = dict(objective.named_parameters())
+
+    def call(state: Terms, x: Tensor) -> tuple[Terms, list[Tensor]]:
+        terms = functional_call(objective, state, (x,))
+        gradients = torch.autograd.grad(terms["loss"], [state[name] for name in parameters], materialize_grads=True)
+        return {name: term.detach() for name, term in terms.items()}, list(gradients)
+
+    state = {**parameters, **dict(objective.named_buffers())}
+    fake, (x,) = stand_ins(state, [example])
+    graph = trace(call, fake, x)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    run = on_backend(graph, backend)
+
+    @torch.no_grad()
+    def gradients(x: Tensor) -> tuple[Terms, list[Tensor]]:
+        return run(state, x.contiguous(memory_format=layout_of(example)))
+
+    return gradients
+
+
+def on_backend(graph: fx.GraphModule, backend: str) -> Callable[..., Any]:
+    """The graph as it is, or compiled, with the same noise from a seed as Pyro draws."""
+    return graph if backend == "eager" else torch.compile(graph, dynamic=True, options={"fallback_random": True})
 
 
 def compile_elbo(
@@ -169,10 +219,7 @@ class CompiledElbo:
             self.check(example, expected)
         self.seconds = time.perf_counter() - started
         logger.info("traced %d operations in %.1f s", len(self.graph.graph.nodes), self.seconds)
-        self.run: Callable[..., Tensor] = self.graph
-        if backend == "inductor":
-            # the same noise from a seed as Pyro draws
-            self.run = torch.compile(self.graph, dynamic=True, options={"fallback_random": True})
+        self.run = on_backend(self.graph, backend)
 
     def __call__(self, *args: Any) -> Tensor:
         return self.run(*self.inputs(args))

@@ -13,6 +13,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_mvae import MVAE, VAE, Objective, compile_objective, fit
+from pyro_mvae.inference import compile_gradients
 from pyro_mvae.likelihoods import Logistic
 from pyro_mvae.models import model_class
 from tests.catalog import MODELS, SHAPES
@@ -57,6 +58,24 @@ def test_compiled_equals_pyro(name, shape, likelihood):
         assert a.abs().sum() > 0
     for a, b in zip(vae.buffers(), twin.buffers(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("name", "shape", "likelihood"), CASES[::3])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_in_the_graph_are_those_of_autograd(name, shape, likelihood, memory_format):
+    vae, x = MODELS[name](shape, likelihood=likelihood).to(memory_format=memory_format), x_for(shape, 5)
+    twin, example = copy.deepcopy(vae), x[:2].contiguous(memory_format=memory_format)
+    graph, step = compile_objective(Objective(twin), example), compile_gradients(Objective(vae), example)
+    for _ in range(2):
+        torch.manual_seed(3)
+        terms, gradients = step(x)
+        torch.manual_seed(3)
+        expected = graph(x)
+        torch.testing.assert_close(terms, {key: term.detach() for key, term in expected.items()})
+        for a, b in zip(gradients, torch.autograd.grad(expected["loss"], list(twin.parameters())), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-7)
+        for a, b in zip(vae.buffers(), twin.buffers(), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("name", MODELS)
