@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +21,14 @@ from torch import Tensor, nn
 from pyro_mvae.data import Data, batches, num_batches
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.inference import checkpoint as files
-from pyro_mvae.inference.compiled import compile_gradients
+from pyro_mvae.inference.compiled import BACKENDS, compile_gradients, restored
 from pyro_mvae.inference.objective import Miniaturization, Objective
+from pyro_mvae.nets.conv import channels_last
+
+WORTH_COMPILING = 300.0
+"""Seconds of training below which compiling is not tried: it takes its time as well."""
+
+logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -41,6 +49,7 @@ def fit(
     guide_lr: float | None = None,
     seed: int = 0,
     miniaturization: Miniaturization | None = None,
+    compile: str = "auto",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Track = untracked,
@@ -58,6 +67,9 @@ def fit(
         data: a `Data`, whose training images are used, or a tensor of images, uint8 in 0–255, (n, C, H, W).
         epochs, batch_size, lr, guide_lr, seed: as usual; `guide_lr` is `lr` when None.
         miniaturization: the regularisers of (14).
+        compile: how the graph is run: "eager" or "inductor", see `compile_gradients`; "auto" measures both where the run is long
+            enough to win back the time that compiling takes, and keeps to "eager" otherwise. A run that is resumed goes on as it
+            began, unless told otherwise.
         checkpoint: where the state is kept: after each epoch, and when training is interrupted.
         resume: go on from `checkpoint` if it is there; the parameters then come out as if nothing had happened.
         progress: shows how far it is: takes the steps, `description` and their number, gives the steps on.
@@ -76,11 +88,13 @@ def fit(
         ['epoch', 'loss', 'likelihood', 'kl', 'learning_rate', 'seconds']
     """
     check_settings(epochs=epochs, batch_size=batch_size, lr=lr)
+    if compile not in ("auto", *BACKENDS):
+        raise ValueError(f"compile is {compile!r}, expected one of: auto, {', '.join(BACKENDS)}")
     images, binarization = (data.train.images, data.binarization) if isinstance(data, Data) else (data, "none")
     settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "guide_lr": guide_lr or lr, "seed": seed}
     settings |= {"num_images": len(images), "miniaturization": repr(miniaturization or Miniaturization())}
 
-    model.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    channels_last(model.train())
     optimizer = make_optimizer(model, lr=lr, guide_lr=guide_lr or lr)
     run = Run(model, optimizer, settings, Path(checkpoint) if checkpoint else None)
     with torch.random.fork_rng(devices=[]), delayed_interrupt() as interrupted:
@@ -88,7 +102,12 @@ def fit(
         if resume and run.path and run.path.exists():
             run.load()
         example = images[:1].float().contiguous(memory_format=torch.channels_last)
-        graph = compile_gradients(Objective(model, miniaturization), example)
+        objective = Objective(model, miniaturization)
+        if compile != "auto":
+            run.backend = compile
+        if run.backend is None:
+            run.backend = fastest_backend(objective, images[:batch_size].float() / 255, num_steps=run.total - run.done)
+        graph = compile_gradients(objective, example, backend=run.backend)
         steps = run.steps(images, binarization=binarization)
         for x in progress(steps, description, run.total - run.done):
             set_rates(optimizer, one_cycle(run.done, run.total))
@@ -106,6 +125,7 @@ class Run:
         self.model, self.optimizer, self.settings, self.path = model, optimizer, settings, path
         self.steps_per_epoch = num_batches(settings["num_images"], batch_size=settings["batch_size"])
         self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.backend: str | None = None
         self.sums: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
 
@@ -170,7 +190,8 @@ class Run:
         tensors |= {f"optimizer.{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
         tensors["random"] = torch.get_rng_state()
         position = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "sums": self.sums}
-        files.write(self.path, tensors, {"settings": self.settings, "position": position, "history": self.history})
+        description = {"settings": self.settings, "position": position, "history": self.history, "backend": self.backend}
+        files.write(self.path, tensors, description)
 
     def load(self) -> None:
         """Take up the state in `path`; ValueError when it is of another run."""
@@ -195,7 +216,41 @@ class Run:
         torch.set_rng_state(tensors["random"])
         position = description["position"]
         self.epoch, self.step, self.seconds, self.sums = (position[key] for key in ("epoch", "step", "seconds", "sums"))
-        self.history = description["history"]
+        self.history, self.backend = description["history"], description["backend"]
+
+
+def fastest_backend(objective: Objective, x: Tensor, *, num_steps: int) -> str:
+    """The backend that takes a run to its end soonest, compiling included; measured on a batch, without training on it.
+
+    Compiling is not tried where the whole run, at the pace of "eager", ends before it could pay off.
+    """
+    layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    x = x.contiguous(memory_format=layout)
+    with restored(list(objective.buffers())):
+        seconds = seconds_per_step(compile_gradients(objective, x), x)
+        if num_steps * seconds < WORTH_COMPILING:
+            return "eager"
+        try:
+            started = time.perf_counter()
+            graph = compile_gradients(objective, x, backend="inductor")
+            graph(x)
+            compiling = time.perf_counter() - started
+            compiled = seconds_per_step(graph, x)
+        except Exception as error:  # no C++ compiler, or an operation that it does not know: whatever torch raises
+            logger.warning("not compiled: %s", str(error).strip().splitlines()[0])
+            return "eager"
+    logger.info("a step takes %.2f ms run as it is, %.2f ms compiled (in %.0f s)", seconds * 1e3, compiled * 1e3, compiling)
+    return "inductor" if compiled < seconds else "eager"
+
+
+def seconds_per_step(graph: Callable[[Tensor], Any], x: Tensor) -> float:
+    """The median of a few runs, the first left out."""
+    times = []
+    for _ in range(8):
+        started = time.perf_counter()
+        graph(x)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyro_mvae import Interrupted, Miniaturization, fit, load_model, save_model
+from pyro_mvae import Interrupted, Miniaturization, Objective, fit, load_model, save_model
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.stage import fit_stage
 from tests.catalog import MODELS
@@ -169,3 +169,47 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     assert json.dumps(read(path)[1]["notes"]) == '{"history": [{"loss": 1.0}]}'
+
+
+def test_a_run_goes_on_with_the_backend_it_began_with(tmp_path, images, monkeypatch):
+    import pyro_mvae.inference.asvi as asvi
+
+    asked = []
+    original = asvi.compile_gradients
+    monkeypatch.setattr(asvi, "fastest_backend", lambda *arguments, **more: asked.append("measured") or "eager")
+
+    def compile_gradients(objective, example, *, backend):
+        asked.append(backend)
+        return original(objective, example)
+
+    monkeypatch.setattr(asvi, "compile_gradients", compile_gradients)
+    settings = {"epochs": 2, "checkpoint": tmp_path / "state.safetensors"}
+    with pytest.raises(Interrupted):
+        fit(small(), images[:180], **settings, progress=interrupt_at(2))
+    fit(small(), images[:180], **settings, resume=True)
+    fit(small(), images[:180], **settings, resume=True, compile="inductor")
+    assert asked == ["measured", "eager", "eager", "inductor"]
+
+
+def test_the_fastest_backend_is_measured_only_where_it_matters(images, monkeypatch):
+    import pyro_mvae.inference.asvi as asvi
+
+    times = {"eager": 0.02, "inductor": 0.01}
+    monkeypatch.setattr(asvi, "compile_gradients", lambda objective, x, backend="eager": lambda x: backend)
+    monkeypatch.setattr(asvi, "seconds_per_step", lambda graph, x: times[graph(x)])
+    objective, x = Objective(small()), images[:8].float() / 255
+    assert asvi.fastest_backend(objective, x, num_steps=100) == "eager"
+    assert asvi.fastest_backend(objective, x, num_steps=100_000) == "inductor"
+    times["inductor"] = 0.03
+    assert asvi.fastest_backend(objective, x, num_steps=100_000) == "eager"
+
+
+def test_a_compiled_run_is_that_of_the_graph_to_rounding(images):
+    models = [small(), small()]
+    histories = [
+        fit(model, images[:180], epochs=2, compile=how) for model, how in zip(models, ("eager", "inductor"), strict=True)
+    ]
+    for column in ("loss", "kl", "likelihood"):
+        assert histories[1][column].tolist() == pytest.approx(histories[0][column].tolist(), rel=1e-3)
+    with pytest.raises(ValueError, match="compile is 'fast'"):
+        fit(small(), images, compile="fast")

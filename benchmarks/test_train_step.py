@@ -1,0 +1,113 @@
+"""Milliseconds of one training step, optimiser included: Pyro's own SVI, PyTorch written by hand, and the pair in one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pytest
+import torch
+import torch.nn.functional as F
+from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.optim import PyroOptim
+from torch import Tensor, nn
+
+from benchmarks.interleave import interleaved, one_core
+from pyro_mvae import MVAE, VAE, Objective
+from pyro_mvae.inference import compile_gradients
+from pyro_mvae.inference.asvi import like
+from pyro_mvae.nets.conv import channels_last
+
+FORMATS = {"": torch.contiguous_format, ", channels_last": torch.channels_last}
+PYRO = "SVI.step"
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.loc, self.log_scale = nn.Linear(784, 400), nn.Linear(400, 20), nn.Linear(400, 20)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.softplus(self.body(x.flatten(1)))
+        return self.loc(h), self.log_scale(h).exp()
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.logits = nn.Linear(20, 400), nn.Linear(400, 784)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.logits(F.softplus(self.body(z))).unflatten(1, (1, 28, 28))
+
+
+MODELS: dict[str, Callable[[], VAE]] = {
+    "MLP 784-400-20": lambda: VAE((1, 28, 28), 20, encoder=Encoder(), decoder=Decoder()),
+    "VAE": lambda: VAE((1, 28, 28)),
+    "MVAE": lambda: MVAE((1, 28, 28)),
+}
+
+
+def by_hand(vae: VAE, x: Tensor) -> Tensor:
+    """What somebody without Pyro would write."""
+    loc, scale = vae.encoder(x)
+    logits = vae.decoder(loc + scale * torch.randn_like(loc))
+    nll = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+    return (nll - 0.5 * (1 + 2 * scale.log() - loc**2 - scale**2).sum()) / len(x)
+
+
+def hand_step(vae: VAE, x: Tensor, *, compiled: bool) -> Callable[[], Any]:
+    optimizer = torch.optim.Adam(vae.parameters(), 1e-3, fused=True)
+    loss = torch.compile(by_hand) if compiled else by_hand
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(vae, x).backward()
+        optimizer.step()
+
+    return step
+
+
+def our_step(vae: VAE, x: Tensor, *, backend: str) -> Callable[[], Any]:
+    optimizer = torch.optim.Adam(vae.parameters(), 1e-3, fused=True)
+    graph = compile_gradients(Objective(vae), x, backend=backend)
+
+    def step() -> None:
+        for parameter, gradient in zip(vae.parameters(), graph(x)[1], strict=True):
+            parameter.grad = like(parameter, gradient)
+        optimizer.step()
+
+    return step
+
+
+def candidates(make: Callable[[], VAE], x: Tensor) -> dict[str, Callable[[], Any]]:
+    vae = make()
+    svi = SVI(vae.model, vae.guide, PyroOptim(torch.optim.Adam, {"lr": 1e-3}), TraceMeanField_ELBO())
+    steps: dict[str, Callable[[], Any]] = {PYRO: lambda: svi.step(x)}
+    for suffix, memory_format in FORMATS.items():
+
+        def model(memory_format: Any = memory_format) -> VAE:
+            return make().to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+
+        batch = x.contiguous(memory_format=memory_format)
+        steps[f"by hand{suffix}"] = hand_step(model(), batch, compiled=False)
+        steps[f"by hand, compiled{suffix}"] = hand_step(model(), batch, compiled=True)
+        for backend in ("eager", "inductor"):
+            ours = channels_last(make()) if suffix else make()
+            steps[f"ours, {backend}{suffix}"] = our_step(ours, batch, backend=backend)
+    return steps
+
+
+@pytest.mark.parametrize("batch_size", [32, 100, 256])
+@pytest.mark.parametrize("name", MODELS)
+def test_train_step(name, batch_size, record):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    x = torch.rand(batch_size, 1, 28, 28).round()
+    with one_core(), pyro.validation_enabled(False):
+        times = interleaved(candidates(MODELS[name], x), rounds=15, runs=4, warm_up=4)
+    ms = {key: round(value["p50_us"] / 1000, 2) for key, value in times.items()}
+    best = {start: min(value for key, value in ms.items() if key.startswith(start)) for start in ("by hand", "ours")}
+    ratios = {"to_best_by_hand": round(best["ours"] / best["by hand"], 2), "to_svi": round(best["ours"] / ms[PYRO], 2)}
+    record(f"train-step-{name.replace(' ', '-')}-{batch_size}", {"ms": ms, "ratios": ratios})
