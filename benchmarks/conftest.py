@@ -20,6 +20,11 @@ from pyro_mvae.report import environment
 RESULTS = Path(__file__).parent / "results"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Benchmarks run alone."""
+    return 0
+
+
 @pytest.fixture
 def record(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Mapping[str, Any]], None]:
     """Print figures and write them to `results/NAME.json` with the command, the machine and the versions."""

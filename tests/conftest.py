@@ -16,6 +16,8 @@ beartype_package("pyro_mvae", conf=traceable)
 import pyro  # noqa: E402
 import pytest  # noqa: E402
 
+torch.set_num_threads(1)  # there is a process for each core
+
 
 @pytest.fixture(autouse=True)
 def _fresh_state():
