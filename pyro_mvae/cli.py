@@ -56,8 +56,12 @@ class Verb(click.Command):
             fail(error, OVER_BUDGET)
         except KeyboardInterrupt as error:
             fail(f"{error or 'interrupted'}{advice(ctx)}", INTERRUPTED)
-        except (ValueError, OSError, FloatingPointError) as error:
-            fail(f"{error}{advice(ctx) if isinstance(error, FloatingPointError) else ''}", USAGE)
+        except FloatingPointError as error:
+            fail(f"{error}{advice(ctx)}", USAGE)
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error, USAGE)
+        except ValueError as error:
+            fail(error, USAGE)
 
 
 def fail(message: object, code: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -45,8 +46,8 @@ def image_rows(rows: Mapping[str, Tensor]) -> bytes:
 
 @torch.no_grad()
 def reconstructions(models: Mapping[str, VAE], images: Tensor, *, num_images: int = 12) -> bytes:
-    """A row of test images and one of each model's reconstruction of them; images are uint8."""
-    x = images[:num_images].float() / 255
+    """A row of test images, from all over the set, and one of each model's reconstruction of them; images are uint8."""
+    x = images[:: math.ceil(len(images) / num_images)].float() / 255
     return image_rows({"original": x, **{name: model.decode(model.encode(x)) for name, model in models.items()}})
 
 
