@@ -76,10 +76,29 @@ def advice(ctx: click.Context) -> str:
     return f"; go on with: pyro-mvae {ctx.info_name} --out {out} --resume" if out and (Path(out) / "build.json").exists() else ""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Verbs(click.Group):
+    """The verbs; what click itself finds wrong ends in one line too."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            super().main(*args, **{**extra, "standalone_mode": False})
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            fail(f"{error.format_message()} {f'See: {context.command_path} --help' if context else ''}", USAGE)
+        except click.Abort:
+            fail("interrupted", INTERRUPTED)
+        raise SystemExit(0)
+
+
+@click.group(
+    cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, message=versions())
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Variational autoencoders from a Pyro model/guide pair to a phone."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @main.command(cls=Verb)

@@ -153,6 +153,12 @@ def test_ctrl_c_leaves_a_build_that_resumes(tmp_path):
     assert state.exists()
 
 
+def test_a_verb_that_is_none():
+    assert "'buld'" in mistake("buld")
+    assert "--against" in mistake("verify", "x.pte")
+    assert "export-coreml" in run().stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -165,6 +171,8 @@ def test_ctrl_c_leaves_a_build_that_resumes(tmp_path):
         (["--data", "mnist:/nowhere"], "/nowhere"),
         (["--data", "shards:/nowhere/*.tar"], "/nowhere"),
         (["--resume"], "no build to resume"),
+        (["--epochs", "many"], "'--epochs': 'many' is not"),
+        (["--nonsense"], "--nonsense"),
     ],
 )
 def test_mistakes_in_build(arguments, message, tmp_path):
