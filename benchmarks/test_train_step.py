@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.interleave import interleaved, one_core
 from pyro_mvae import MVAE, VAE, Objective
 from pyro_mvae.inference import compile_gradients
-from pyro_mvae.inference.asvi import like
+from pyro_mvae.inference.run import like
 from pyro_mvae.nets.conv import channels_last
 
 FORMATS = {"": torch.contiguous_format, ", channels_last": torch.channels_last}

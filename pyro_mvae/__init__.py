@@ -13,7 +13,19 @@ from pyro_mvae.export import (
     export_onnx,
     verify,
 )
-from pyro_mvae.inference import Interrupted, Miniaturization, Objective, compile_elbo, compile_objective, fit
+from pyro_mvae.inference import (
+    Interrupted,
+    Objective,
+    RootAdam,
+    compile_elbo,
+    compile_objective,
+    fit,
+    kl_weighted,
+    penalties,
+    tuning,
+    write_csv,
+    write_tensorboard,
+)
 from pyro_mvae.inference.checkpoint import load_model, save_model
 from pyro_mvae.models import MVAE, VAE
 from pyro_mvae.report import Report
@@ -25,11 +37,11 @@ __all__ = [
     "BudgetError",
     "Data",
     "Interrupted",
-    "Miniaturization",
     "Objective",
     "PruneChannels",
     "Quantize",
     "Report",
+    "RootAdam",
     "Split",
     "Verification",
     "__version__",
@@ -41,11 +53,16 @@ __all__ = [
     "export_executorch",
     "export_onnx",
     "fit",
+    "kl_weighted",
     "load_data",
     "load_model",
     "miniaturize",
     "negative_log_likelihood",
+    "penalties",
     "save_model",
     "train",
+    "tuning",
     "verify",
+    "write_csv",
+    "write_tensorboard",
 ]

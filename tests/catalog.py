@@ -18,13 +18,22 @@ MODELS: dict[str, Callable[..., VAE]] = {
     "MVAE": lambda shape, **more: MVAE(shape, 4, widths=(8, 12), hidden=16, **more),
 }
 
-PENALTIES: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]] = {
+REGULARIZERS: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]] = {
     "l1": lambda net, z: penalties.l1(penalties.weights(net)),
     "quantization_error": lambda net, z: penalties.quantization_error(net, bits=3),
     "divergence": lambda net, z: penalties.divergence(
         torch.distributions.Normal(torch.zeros(4), 1.0), torch.distributions.Normal(z.mean(0), 2.0)
     ).sum(),
+    "group_l1": lambda net, z: penalties.group_l1(net),
     "sparsity": lambda net, z: penalties.sparsity(z).sum(),
+}
+
+PENALTIES: dict[str, Callable[[VAE], penalties.Penalty]] = {
+    "Prune": lambda teacher: penalties.Prune(1e-3),
+    "PruneGroups": lambda teacher: penalties.PruneGroups(1e-3),
+    "Round": lambda teacher: penalties.Round(1e-2, bits=4),
+    "Distill": lambda teacher: penalties.Distill(0.5, teacher),
+    "Sparse": lambda teacher: penalties.Sparse(0.1),
 }
 
 PASSES: dict[str, Callable[[VAE], VAE]] = {

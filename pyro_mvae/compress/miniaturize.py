@@ -16,7 +16,7 @@ from pyro_mvae.compress.passes import PruneChannels, Quantize
 from pyro_mvae.data import Data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.export.executorch import measured_bytes
-from pyro_mvae.inference.objective import Miniaturization
+from pyro_mvae.inference.penalties import Distill, Round
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import MVAE, VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS, fold_batch_norm
@@ -89,10 +89,10 @@ def miniaturize(
     histories: dict[str, pd.DataFrame] = {}
 
     def stage(name: str, model: VAE, epochs: int, **more: Any) -> VAE:
-        penalties = Miniaturization(distill=distill, teacher=teacher, quantize=quantize if name == "quantise" else 0.0)
+        penalties = [Distill(distill, teacher), *([Round(quantize)] if name == "quantise" else [])]
         path = folder / f"student-{name}.safetensors" if folder else None
         model, histories[name] = fit_stage(
-            model, data, path, epochs=epochs, miniaturization=penalties, description=f"Student, {name}", **settings, **more
+            model, data, path, epochs=epochs, penalties=penalties, description=f"Student, {name}", **settings, **more
         )
         return model
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
 import os
 import signal
-import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,20 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pyro_mvae.data import Data, batches, num_batches
+from pyro_mvae.data import Data
+from pyro_mvae.data.batches import binarize
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.inference import checkpoint as files
-from pyro_mvae.inference.compiled import BACKENDS, compile_gradients, restored
-from pyro_mvae.inference.objective import Miniaturization, Objective
-from pyro_mvae.nets.conv import channels_last
-
-WORTH_COMPILING = 300.0
-"""Seconds of training below which compiling is not tried: it takes its time as well."""
+from pyro_mvae.inference.compiled import BACKENDS, compile_gradients
+from pyro_mvae.inference.fastest import LAYOUTS, fastest, in_layout, laid_out
+from pyro_mvae.inference.history import Callback
+from pyro_mvae.inference.objective import Objective
+from pyro_mvae.inference.optimizers import OptimizerFactory, described, make_optimizers
+from pyro_mvae.inference.parallel import Parallel, ProcessLost
+from pyro_mvae.inference.penalties import Penalty
+from pyro_mvae.inference.precision import PRECISIONS, require
+from pyro_mvae.inference.run import Run
+from pyro_mvae.inference.tuning import TEST_LOSS, Controller, OneCycle, check
 
 logger = logging.getLogger(__name__)
 
@@ -47,249 +51,193 @@ def fit(
     batch_size: int = 64,
     lr: float = 3e-3,
     guide_lr: float | None = None,
+    optimizer: OptimizerFactory = torch.optim.Adam,
+    guide_optimizer: OptimizerFactory | None = None,
+    penalties: Sequence[Penalty] = (),
+    kl_weight: float = 1.0,
+    theta_kl_weight: float = 1.0,
+    controllers: Sequence[Controller] = (OneCycle(),),
+    clip: float | None = None,
+    ema: float | None = None,
+    precision: str = "float32",
+    test: Tensor | None = None,
     seed: int = 0,
-    miniaturization: Miniaturization | None = None,
     compile: str = "auto",
+    layout: str = "auto",
+    callbacks: Sequence[Callback] = (),
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
     resume: bool = False,
     progress: Track = untracked,
     description: str = "Fitting",
 ) -> pd.DataFrame:
     """Fit a Pyro pair by stochastic gradients of the ELBO through its amortised guide: minimise (14), jointly in θ and φ.
 
-    θ, the parameters of the likelihood side, are updated by Adam (24–28) with rate `lr`, φ, those of the guide (the modules named
-    `encoder`), with `guide_lr`; both follow one cycle: a linear rise over the first tenth of the steps, then half a cosine.
-    The pair is traced into one graph, so that a step costs what hand-written PyTorch costs; the mathematics is Pyro's own.
-    Training is reproducible for a seed and leaves the global random state as it was.
+    θ, the parameters of the likelihood side, are updated by `optimizer` with rate `lr`, φ, those of the guide (the modules named
+    `encoder…`), by `guide_optimizer` with `guide_lr` (29). The pair is traced into one graph, so that a step costs what
+    hand-written PyTorch costs; the mathematics is Pyro's own. It is trained on the device that its parameters are on.
+
+    Training is reproducible for a seed and leaves the global random state as it was. A loss that is no number or explodes takes
+    the run back to the last good state, with half the learning rate, three times at most. Under `torchrun` the processes share
+    each batch, see `pyro_mvae.inference.parallel`.
 
     Args:
         model: an `nn.Module` with `model(x)` and `guide(x)`; trained in place.
         data: a `Data`, whose training images are used, or a tensor of images, uint8 in 0–255, (n, C, H, W).
         epochs, batch_size, lr, guide_lr, seed: as usual; `guide_lr` is `lr` when None.
-        miniaturization: the regularisers of (14).
+        optimizer, guide_optimizer: classes of `torch.optim`, `RootAdam` (28), or `functools.partial` of one for other settings;
+            `guide_optimizer` is `optimizer` when None.
+        penalties: the regularisers λR of (14), see `pyro_mvae.penalties`.
+        kl_weight, theta_kl_weight: β and β′, see `Objective`.
+        controllers: what changes the learning rate and other settings while training, see `pyro_mvae.tuning`; one cycle of the
+            learning rate by default, () for none.
+        clip: the largest norm of the gradient of all parameters; what is longer is shortened to it.
+        ema: the decay of a moving average of the weights, such as 0.999, which the model is given at the end.
+        precision: "float32", or "bfloat16" for mixed precision: the nets compute in bfloat16, all else in float32.
+        test: images that the bound is measured on after each epoch; those of a `Data` when a controller asks for them.
         compile: how the graph is run: "eager" or "inductor", see `compile_gradients`; "auto" measures both where the run is long
             enough to win back the time that compiling takes, and keeps to "eager" otherwise. A run that is resumed goes on as it
             began, unless told otherwise.
-        checkpoint: where the state is kept: after each epoch, and when training is interrupted.
+        layout: the memory format of convolutions, "channels_last" or "contiguous"; "auto" measures both where it is worth it.
+        callbacks: called with the model and the row of the history after each epoch; see `write_csv` and `write_tensorboard`.
+        checkpoint: where the state is kept; the state before it is kept beside it, as `NAME.previous.safetensors`.
+        checkpoint_seconds: how often the state is written, besides at the end and at an interruption.
         resume: go on from `checkpoint` if it is there; the parameters then come out as if nothing had happened.
         progress: shows how far it is: takes the steps, `description` and their number, gives the steps on.
 
-    Returns: the history, a row per epoch: epoch, loss, kl, likelihood and penalties (nats per datum), learning_rate, seconds.
+    Returns: the history, a row per epoch: epoch, loss, kl, likelihood, theta_kl if there is one and each penalty R (nats per
+        datum), test_loss if asked for, learning_rate and guide_learning_rate, the weights β and λ, batch_size, seconds and
+        images_per_second. Its `attrs` hold "changes", what controllers changed and why, and "how", the backend and memory format.
 
     Raises:
         ValueError: for settings that can't be, images of another shape, or a checkpoint of other settings.
-        FloatingPointError: when the loss is not finite; names the step and the last good checkpoint.
+        FloatingPointError: when the loss is no number again and again; names the step and the last good state.
         Interrupted: after Ctrl-C.
+        ProcessLost: when another process of a run under `torchrun` is gone; the state of the last window is in `checkpoint`.
 
     Example:
         >>> from pyro_mvae.models import MVAE
         >>> images = (torch.rand(64, 1, 8, 8) * 255).byte()
-        >>> fit(MVAE((1, 8, 8), 4), images, epochs=2).columns.tolist()
-        ['epoch', 'loss', 'likelihood', 'kl', 'learning_rate', 'seconds']
+        >>> fit(MVAE((1, 8, 8), 4), images, epochs=2).columns.tolist()[:4]
+        ['epoch', 'loss', 'kl', 'likelihood']
     """
-    check_settings(epochs=epochs, batch_size=batch_size, lr=lr)
-    if compile not in ("auto", *BACKENDS):
-        raise ValueError(f"compile is {compile!r}, expected one of: auto, {', '.join(BACKENDS)}")
     images, binarization = (data.train.images, data.binarization) if isinstance(data, Data) else (data, "none")
-    settings = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "guide_lr": guide_lr or lr, "seed": seed}
-    settings |= {"num_images": len(images), "miniaturization": repr(miniaturization or Miniaturization())}
+    check_settings(epochs=epochs, batch_size=batch_size, lr=lr, guide_lr=guide_lr, clip=clip)
+    check_choice("compile", compile, ("auto", *BACKENDS))
+    check_choice("layout", layout, ("auto", *LAYOUTS))
+    check_choice("precision", precision, PRECISIONS)
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(f"ema is {ema}, expected a decay between 0 and 1, such as 0.999")
+    if test is None and isinstance(data, Data) and any(getattr(each, "on", None) == TEST_LOSS for each in controllers):
+        test = data.test.images
+    device = next(model.parameters()).device
+    require(precision, device)
+    objective = Objective(model, penalties, kl_weight=kl_weight, theta_kl_weight=theta_kl_weight, precision=precision)
+    check(controllers, weights=objective.weights, has_test=test is not None)
+    parallel = Parallel.current()
+    if min(batch_size, len(images)) < parallel.size:
+        raise ValueError(f"{parallel.size} processes can't share batches of {min(batch_size, len(images))}: give larger ones")
+    guide_optimizer = guide_optimizer or optimizer
+    rates = {"lr": lr, "guide_lr": guide_lr or lr}
+    settings = {"epochs": epochs, "batch_size": batch_size, **rates, "clip": clip, "ema": ema, "precision": precision}
+    settings |= {"optimizer": described(optimizer), "guide_optimizer": described(guide_optimizer), "num_images": len(images)}
+    settings |= {"penalties": repr(list(penalties)), "kl_weight": kl_weight, "theta_kl_weight": theta_kl_weight, "seed": seed}
+    settings |= {"controllers": repr(list(controllers)), "processes": parallel.size}
 
-    channels_last(model.train())
-    optimizer = make_optimizer(model, lr=lr, guide_lr=guide_lr or lr)
-    run = Run(model, optimizer, settings, Path(checkpoint) if checkpoint else None)
-    with torch.random.fork_rng(devices=[]), delayed_interrupt() as interrupted:
+    model.train()
+    run = Run(
+        objective,
+        make_optimizers(model, optimizer=optimizer, guide_optimizer=guide_optimizer, **rates),
+        settings,
+        controllers=controllers,
+        average=copy.deepcopy(model).requires_grad_(False) if ema else None,
+        path=Path(checkpoint) if checkpoint else None,
+        seconds_between=checkpoint_seconds,
+        parallel=parallel,
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), delayed_interrupt() as interrupted:
         torch.manual_seed(seed)
-        if resume and run.path and run.path.exists():
+        if resume and run.path and files.exists(run.path):
             run.load()
-        example = images[:1].float().contiguous(memory_format=torch.channels_last)
-        objective = Objective(model, miniaturization)
-        if compile != "auto":
-            run.backend = compile
-        if run.backend is None:
-            run.backend = fastest_backend(objective, images[:batch_size].float() / 255, num_steps=run.total - run.done)
-        graph = compile_gradients(objective, example, backend=run.backend)
-        steps = run.steps(images, binarization=binarization)
-        for x in progress(steps, description, run.total - run.done):
-            set_rates(optimizer, one_cycle(run.done, run.total))
-            run.update(graph, x)
-            if interrupted.is_set():
-                run.stop()
-    model.eval().to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-    return pd.DataFrame(run.history)
-
-
-class Run:
-    """Where a run stands: what a checkpoint holds beyond the settings."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any], path: Path | None):
-        self.model, self.optimizer, self.settings, self.path = model, optimizer, settings, path
-        self.steps_per_epoch = num_batches(settings["num_images"], batch_size=settings["batch_size"])
-        self.epoch, self.step, self.seconds = 0, 0, 0.0
-        self.backend: str | None = None
-        self.sums: dict[str, float] = {}
-        self.history: list[dict[str, float]] = []
-
-    def steps(self, images: Tensor, *, binarization: str) -> Iterator[Tensor]:
-        """The batches that are left, of all epochs; between two epochs, what there is to do at the end of one."""
-        batch_size, seed = self.settings["batch_size"], self.settings["seed"]
-        while self.epoch < self.settings["epochs"]:
-            started = time.perf_counter() - self.seconds
-            for x in batches(
-                images, batch_size=batch_size, epoch=self.epoch, seed=seed, binarization=binarization, start=self.step
-            ):
-                yield x
-                self.seconds = time.perf_counter() - started
-            self.finish_epoch()
-
-    @property
-    def total(self) -> int:
-        """Steps in the whole run."""
-        return self.settings["epochs"] * self.steps_per_epoch
-
-    @property
-    def done(self) -> int:
-        """Steps taken."""
-        return self.epoch * self.steps_per_epoch + self.step
-
-    def update(self, graph: Callable[[Tensor], tuple[dict[str, Tensor], list[Tensor]]], x: Tensor) -> None:
-        """One gradient step."""
-        terms, gradients = graph(x)
-        values = {name: float(term) for name, term in terms.items()}
-        if not math.isfinite(values["loss"]):
-            kept = f"the last good checkpoint is {self.path}" if self.path and self.path.exists() else "nothing was saved"
-            raise FloatingPointError(
-                f"the loss became {values['loss']} at step {self.step + 1} of epoch {self.epoch + 1}; {kept}; try a lower lr"
-            )
-        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
-            parameter.grad = like(parameter, gradient)
-        self.optimizer.step()
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * len(x)
-        self.step += 1
-
-    def finish_epoch(self) -> None:
-        """Add the epoch's row to the history and keep its state."""
-        terms = {name: total / self.settings["num_images"] for name, total in self.sums.items()}
-        rate = self.optimizer.param_groups[0]["lr"]
-        self.history.append({"epoch": self.epoch, **terms, "learning_rate": rate, "seconds": self.seconds})
-        self.epoch, self.step, self.seconds, self.sums = self.epoch + 1, 0, 0.0, {}
-        if self.path and all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            self.save()
-
-    def stop(self) -> None:
-        if self.path:
-            self.save()
-        kept = f"the state is in {self.path}" if self.path else "no checkpoint was asked for"
-        raise Interrupted(f"stopped at step {self.step} of epoch {self.epoch + 1}; {kept}", self.path)
-
-    def save(self) -> None:
-        """Write the whole state, atomically, to `path`."""
-        assert self.path is not None
-        state = self.optimizer.state_dict()["state"]
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"optimizer.{i}.{name}": value for i, entry in state.items() for name, value in entry.items()}
-        tensors["random"] = torch.get_rng_state()
-        position = {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "sums": self.sums}
-        description = {"settings": self.settings, "position": position, "history": self.history, "backend": self.backend}
-        files.write(self.path, tensors, description)
-
-    def load(self) -> None:
-        """Take up the state in `path`; ValueError when it is of another run."""
-        assert self.path is not None
-        tensors, description = files.read(self.path)
-        for name, value in self.settings.items():
-            saved = description.get("settings", {}).get(name)
-            if saved != value:
-                raise ValueError(f"{self.path} was made with {name}={saved}, not {value}: give the same settings or start anew")
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-        for name, value in tensors.items():
-            if name != "random":
-                group, _, key = name.partition(".")
-                groups[group][key] = value
-        files.fill(self.model, groups["model"], source=self.path)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in groups["optimizer"].items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value if value.ndim == 0 else like(parameters[int(index)], value)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        torch.set_rng_state(tensors["random"])
-        position = description["position"]
-        self.epoch, self.step, self.seconds, self.sums = (position[key] for key in ("epoch", "step", "seconds", "sums"))
-        self.history, self.backend = description["history"], description["backend"]
-
-
-def fastest_backend(objective: Objective, x: Tensor, *, num_steps: int) -> str:
-    """The backend that takes a run to its end soonest, compiling included; measured on a batch, without training on it.
-
-    Compiling is not tried where the whole run, at the pace of "eager", ends before it could pay off.
-    """
-    layout = torch.channels_last if x.ndim == 4 else torch.contiguous_format
-    x = x.contiguous(memory_format=layout)
-    with restored(list(objective.buffers())):
-        seconds = seconds_per_step(compile_gradients(objective, x), x)
-        if num_steps * seconds < WORTH_COMPILING:
-            return "eager"
-        try:
-            started = time.perf_counter()
-            graph = compile_gradients(objective, x, backend="inductor")
-            graph(x)
-            compiling = time.perf_counter() - started
-            compiled = seconds_per_step(graph, x)
-        except Exception as error:  # no C++ compiler, or an operation that it does not know: whatever torch raises
-            logger.warning("not compiled: %s", str(error).strip().splitlines()[0])
-            return "eager"
-    logger.info("a step takes %.2f ms run as it is, %.2f ms compiled (in %.0f s)", seconds * 1e3, compiled * 1e3, compiling)
-    return "inductor" if compiled < seconds else "eager"
-
-
-def seconds_per_step(graph: Callable[[Tensor], Any], x: Tensor) -> float:
-    """The median of a few runs, the first left out."""
-    times = []
-    for _ in range(8):
+        run.how = chosen(run, images, backend=compile, layout=layout)
+        run.lay_out(run.how["layout"])
+        example = in_layout(images[:1].float().to(device), run.how["layout"])
         started = time.perf_counter()
-        graph(x)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+        graph = compile_gradients(objective, example, backend=run.how["backend"])
+        logger.info("traced in %.1f s", time.perf_counter() - started)
+        steps = progress(run.steps(images, binarization=binarization), description, run.total - run.done)
+        try:
+            for x in steps:
+                run.update(graph, x)
+                if run.at_window:
+                    run.look()
+                    if run.step == run.steps_per_epoch:
+                        finish_epoch(run, test, binarization, callbacks)
+                    run.keep()
+                if interrupted.is_set():
+                    stop(run)
+        except ProcessLost:
+            run.write()
+            raise
+    run.keep()
+    run.write()
+    if run.average is not None:
+        files.fill(model, run.average.state_dict(), source="the average")
+    laid_out(model.eval(), "contiguous")
+    frame = pd.DataFrame(run.history)
+    frame.attrs = {"changes": run.changes, "how": run.how}
+    return frame
 
 
-def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` in the memory format of `parameter`: fused optimisers go through both by address."""
-    return value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
+def chosen(run: Run, images: Tensor, *, backend: str, layout: str) -> dict[str, str]:
+    """How the steps are run: as told, as the run began, or as is measured to be fastest."""
+    told = {name: value for name, value in {"backend": backend, "layout": layout}.items() if value != "auto"}
+    if run.how:
+        return {**run.how, **told}
+    x = images[: run.batch_size].to(next(run.model.parameters()).device).float() / 255
+    return fastest(run.objective, x, num_steps=run.total - run.done, backend=backend, layout=layout)
 
 
-def make_optimizer(model: nn.Module, *, lr: float, guide_lr: float) -> torch.optim.Optimizer:
-    """Adam with a rate for θ and one for φ."""
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-    for name, parameter in model.named_parameters():
-        groups[name.startswith("encoder")].append(parameter)
-    rates = {False: lr, True: guide_lr}
-    params = [{"params": groups[key], "lr": rates[key], "peak": rates[key]} for key in groups if groups[key]]
-    return torch.optim.Adam(params, fused=True)
+def finish_epoch(run: Run, test: Tensor | None, binarization: str, callbacks: Sequence[Callback]) -> None:
+    """Measure the bound on test images, close the epoch, and call who wants to know."""
+    evaluated = run.average if run.average is not None else run.model
+    bound = None if test is None else negative_bound(evaluated, test, binarization=binarization, seed=run.settings["seed"])
+    row = run.finish_epoch(bound)
+    if run.parallel.rank == 0:
+        for callback in callbacks:
+            callback(run.model, row)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+@torch.no_grad()
+def negative_bound(model: nn.Module, images: Tensor, *, binarization: str = "none", seed: int = 0, chunk: int = 500) -> float:
+    """−ELBO per image in nats, of a model in evaluation mode; the noise and the binarisation follow from the seed."""
+    device, was_training = next(model.parameters()).device, model.training
+    xs = binarize(images, seed=seed) if binarization == "dynamic" else images.float() / 255
+    objective, total = Objective(model.eval()), 0.0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for x in xs.split(chunk):
+            total += float(objective(x.to(device))["loss"]) * len(x)
+    model.train(was_training)
+    return total / len(images)
 
 
-def one_cycle(step: int, total: int) -> float:
-    """The learning rate at a step, as a share of its peak.
-
-    Example:
-        >>> [round(one_cycle(step, 100), 2) for step in (0, 9, 10, 55, 99)]
-        [0.1, 1.0, 1.0, 0.5, 0.0]
-    """
-    rise = max(total // 10, 1)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
+def stop(run: Run) -> None:
+    """Write the state as it is, and raise Interrupted."""
+    run.write(run.state())
+    kept = f"the state is in {run.path}" if run.path else "no checkpoint was asked for"
+    raise Interrupted(f"stopped at step {run.step} of epoch {run.epoch + 1}; {kept}", run.path)
 
 
-def check_settings(**settings: float) -> None:
+def check_settings(**settings: float | None) -> None:
     for name, value in settings.items():
-        if not value > 0:
+        if value is not None and not value > 0:
             raise ValueError(f"{name} is {value}, expected more than 0")
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, expected one of: {', '.join(known)}")
 
 
 @contextmanager

@@ -6,7 +6,9 @@ One file and not two, because one rename is atomic. Nothing is unpickled: a chec
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,13 @@ from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized, quantized_pair
 from pyro_mvae.nets.resize import resize
 
-FORMAT = 1
+FORMAT = 2
+
+logger = logging.getLogger(__name__)
+
+
+class Damaged(ValueError):
+    """A file is no checkpoint, or one that was cut short or changed."""
 
 
 def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
@@ -31,8 +39,9 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], description:
     Raises:
         OSError: when the path can't be written or the disk is full; what stood there before stays.
     """
-    header = {"pyro_mvae": json.dumps({"format": FORMAT, **description})}
-    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    text = json.dumps({"format": FORMAT, **description})
+    copies = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    header = {"pyro_mvae": text, "sha256": checksum(copies, text)}
     with atomic(path) as temporary:
         temporary.touch()  # with the permissions of any new file: safetensors' own are for the owner alone
         permissions = temporary.stat().st_mode
@@ -47,22 +56,88 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     """The tensors and the description in a checkpoint.
 
     Raises:
-        ValueError: when the file is missing, damaged, or not a checkpoint of this package.
+        ValueError: when the file is missing, not a checkpoint of this package, or (as `Damaged`) cut short or changed.
     """
     if not Path(path).is_file():
         raise ValueError(f"no checkpoint at {path}: expected a .safetensors file that `pyro-mvae train` or `build` wrote")
     try:
         with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get("pyro_mvae")
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
-    if header is None:
+        raise Damaged(f"{path} is damaged or no checkpoint: {error}") from error
+    text = metadata.get("pyro_mvae")
+    if text is None:
         raise ValueError(f"{path} is a safetensors file, but not one of pyro-mvae: its header does not say what model it holds")
-    description = json.loads(header)
+    description = json.loads(text)
     if description["format"] > FORMAT:
         raise ValueError(f"{path} has format {description['format']}, this version reads up to {FORMAT}: upgrade pyro-mvae")
+    if description["format"] > 1 and metadata.get("sha256") != checksum(tensors, text):
+        raise Damaged(f"{path} is damaged: its content does not match its checksum")
     return tensors, description
+
+
+def checksum(tensors: dict[str, Tensor], text: str) -> str:
+    """SHA-256 of a description and all tensors, their names, types and shapes included."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is.
+
+    Example:
+        >>> previous(Path("state.safetensors")).name
+        'state.previous.safetensors'
+    """
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def write_keeping_previous(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """`write`, with what stood there before kept beside it."""
+    fresh = path.with_suffix(f".fresh{path.suffix}")
+    write(fresh, tensors, description)
+    if path.exists():
+        path.replace(previous(path))
+    fresh.replace(path)
+
+
+def read_or_previous(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`read`, or the checkpoint before where this one is damaged or missing, with a warning that names it.
+
+    Raises:
+        ValueError: when neither can be read.
+    """
+    before = previous(path)
+    try:
+        if path.exists() or not before.exists():
+            return read(path)
+        logger.warning("%s is missing: going on from the checkpoint before it, %s", path, before)
+    except Damaged as error:
+        if not before.exists():
+            raise
+        logger.warning("%s: going on from the checkpoint before it, %s", error, before)
+    return read(before)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something to go on from."""
+    return path.exists() or previous(path).exists()
+
+
+def discard(path: Path) -> None:
+    """Remove a run's checkpoint and the one before it."""
+    path.unlink(missing_ok=True)
+    previous(path).unlink(missing_ok=True)
+
+
+def copied(description: Any) -> Any:
+    """A copy of what JSON can hold, as reading it back would give."""
+    return json.loads(json.dumps(description))
 
 
 def save_model(path: str | os.PathLike[str], model: VAE, **notes: Any) -> None:

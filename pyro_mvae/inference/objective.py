@@ -2,124 +2,169 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from pyro.infer.enum import get_importance_trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_mvae.inference import penalties
-from pyro_mvae.models.vae import VAE
+from pyro_mvae.inference.penalties import Penalty, Sites
+from pyro_mvae.inference.precision import nets_in
 
-Sites = Mapping[str, Any]
-"""Pyro's messages by the names of their sites: what a trace holds."""
+THETA = "theta"
+"""The site of a Bayesian likelihood's parameters θ′; every other latent site is part of the code."""
 
 
-def bound_terms(model_sites: Sites, guide_sites: Sites) -> tuple[Tensor, Tensor]:
-    """−E_q[log p(x|z)] and KL(q(z|x) ‖ p(z)), (5), summed over the batch, from one trace of a Pyro pair.
+def bound_terms(model_sites: Sites, guide_sites: Sites) -> dict[str, Tensor]:
+    """−E_q[log p(x|z, θ′)], KL(q(z|x) ‖ p(z)) and KL(q(θ′|x) ‖ p(θ′)), (5) and (8), summed over the batch, from traces of a pair.
 
-    The KL is in closed form, (4), where there is one, else estimated from the same sample, as `TraceMeanField_ELBO` has it;
-    their sum is the loss that it returns for the same noise.
+    A KL is in closed form, (4) and (11), where there is one, else estimated from the same sample, as `TraceMeanField_ELBO` has
+    it; the sum of the terms is the loss that it returns for the same noise. "theta_kl" is there when there is a site `theta`.
     """
-    likelihood, kl = torch.zeros(()), torch.zeros(())
+    like = next(site["log_prob_sum"] for site in model_sites.values() if site["type"] == "sample" and site["is_observed"])
+    terms = {"likelihood": torch.zeros_like(like), "kl": torch.zeros_like(like)}
     for name, site in model_sites.items():
         if site["type"] == "sample" and site["is_observed"]:
-            likelihood = likelihood - site["log_prob_sum"]
+            terms["likelihood"] = terms["likelihood"] - site["log_prob_sum"]
         elif site["type"] == "sample" and name in guide_sites:
-            kl = kl + kl_of(site, guide_sites[name])
-    return likelihood, kl
+            term = "theta_kl" if name == THETA else "kl"
+            terms[term] = terms.get(term, torch.zeros_like(like)) + kl_of(site, guide_sites[name])
+    return terms
 
 
-def kl_of(model_site: Mapping[str, Any], guide_site: Mapping[str, Any]) -> Tensor:
+def kl_of(model_site: Sites, guide_site: Sites) -> Tensor:
     try:
         return kl_divergence(guide_site["fn"], model_site["fn"]).sum()
     except NotImplementedError:
         return guide_site["log_prob_sum"] - model_site["log_prob_sum"]
 
 
-@dataclass(frozen=True)
-class Miniaturization:
-    """Weights λ of the regularisers in (14), and the teacher of (19).
-
-    Each is 0 where it plays no part; a `distill` above 0 needs a `teacher`, of which a frozen copy is kept: tracing remembers
-    no `no_grad`, so that parameters which want a gradient would be given one.
-
-    Example:
-        >>> Miniaturization(prune=1e-4)
-        Miniaturization(prune=0.0001)
-    """
-
-    prune: float = 0.0
-    quantize: float = 0.0
-    distill: float = 0.0
-    sparse: float = 0.0
-    teacher: VAE | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self.weights().items():
-            if value < 0:
-                raise ValueError(f"{name} is {value}, expected 0 or more: (14) penalises, it does not reward")
-        if self.distill and self.teacher is None:
-            raise ValueError("distill is above 0, so a teacher is needed: give teacher=")
-        if self.teacher is not None:
-            object.__setattr__(self, "teacher", copy.deepcopy(self.teacher).eval().requires_grad_(False))
-
-    def weights(self) -> dict[str, float]:
-        """λ by name."""
-        return {name: getattr(self, name) for name in ("prune", "quantize", "distill", "sparse")}
-
-    def __repr__(self) -> str:
-        return f"Miniaturization({', '.join(f'{name}={value:g}' for name, value in self.weights().items() if value)})"
-
-    def terms(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> dict[str, Tensor]:
-        """Each λR, by name, of those whose λ is above 0; penalties of codes and images are per datum."""
-        terms = {}
-        if self.prune:
-            terms["prune"] = self.prune * penalties.l1(penalties.weights(vae))
-        if self.quantize:
-            terms["quantize"] = self.quantize * penalties.quantization_error(vae)
-        if self.distill and self.teacher is not None:
-            z = model_sites["z"]["value"].detach()
-            posterior, conditional = self.teacher.posterior(x), self.teacher.conditional(z)
-            codes = penalties.divergence(posterior, guide_sites["z"]["fn"])
-            images = penalties.divergence(conditional, model_sites["x"]["fn"])
-            terms["distill"] = self.distill * (codes + images).mean()
-        if self.sparse:
-            terms["sparse"] = self.sparse * penalties.sparsity(model_sites["z"]["value"]).mean()
-        return terms
-
-
 class Objective(nn.Module):
-    """−ELBO + Σ λᵢRᵢ, (14) and (30), in nats per datum.
+    """−E_q[log p(x|z, θ′)] + β KL(q(z|x) ‖ p(z)) + β′ KL(q(θ′|x) ‖ p(θ′)) + Σ λᵢRᵢ, (8), (14) and (30), in nats per datum.
+
+    The weights are buffers, so that they can be changed while a graph that was traced with them goes on: see `weights`.
 
     Args:
         vae: a Pyro pair: an `nn.Module` with `model(x)` and `guide(x)`.
-        miniaturization: the regularisers, none by default.
+        penalties: the regularisers λR, see `pyro_mvae.inference.penalties`.
+        kl_weight: β, of every latent site but `theta`; 1 for the bound.
+        theta_kl_weight: β′, of the site `theta`; 1 for the bound (8), 0 for the paper's (7), which drops that KL.
+        precision: that of the nets, "float32" or "bfloat16".
 
-    Shapes: (n, C, H, W) → {"loss": (), "likelihood": (), "kl": (), and one for each penalty}.
+    Shapes: (n, C, H, W) → {"loss": (), "likelihood": (), "kl": (), "theta_kl" where there is one, and each R by its name: ()}.
+
+    Raises:
+        ValueError: for a weight below 0, or two penalties of one name.
 
     Example:
         >>> import pyro
+        >>> from pyro_mvae.inference.penalties import Sparse
+        >>> from pyro_mvae.models import VAE
         >>> with pyro.validation_enabled(False):
-        ...     terms = Objective(VAE((1, 8, 8), 4, widths=(4,), hidden=8))(torch.rand(2, 1, 8, 8).round())
+        ...     terms = Objective(VAE((1, 8, 8), 4, widths=(4,), hidden=8), [Sparse(0.1)])(torch.rand(2, 1, 8, 8).round())
         >>> sorted(terms)
-        ['kl', 'likelihood', 'loss']
+        ['kl', 'likelihood', 'loss', 'sparse']
     """
 
-    def __init__(self, vae: nn.Module, miniaturization: Miniaturization | None = None):
+    def __init__(
+        self,
+        vae: nn.Module,
+        penalties: Iterable[Penalty] = (),
+        *,
+        kl_weight: float = 1.0,
+        theta_kl_weight: float = 1.0,
+        precision: str = "float32",
+    ):
         super().__init__()
-        self.vae = vae
-        self.miniaturization = miniaturization or Miniaturization()
+        self.vae, self.precision = vae, precision
+        self.penalties = tuple(penalties)
+        weights = {"kl": kl_weight, "theta_kl": theta_kl_weight, **{penalty.name: penalty.weight for penalty in self.penalties}}
+        if len(weights) < len(self.penalties) + 2:
+            raise ValueError(f"the penalties are {self.penalties}, expected names that differ")
+        like = next(vae.parameters())
+        for name, value in weights.items():
+            if not value >= 0:
+                raise ValueError(f"the weight of {name} is {value}, expected 0 or more: (14) penalises, it does not reward")
+            self.register_buffer(f"{name}_weight", torch.tensor(float(value), device=like.device))
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """β, β′ and each λ, by the name of its term; a scalar each, to be filled in place."""
+        names = ("kl", "theta_kl", *(penalty.name for penalty in self.penalties))
+        return {name: self.get_buffer(f"{name}_weight") for name in names}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         pair: tuple[Any, Any] = (self.vae.model, self.vae.guide)
-        traces = get_importance_trace("flat", float("inf"), *pair, (x,), {})
+        with nets_in(self.precision, self.vae):
+            traces = get_importance_trace("flat", float("inf"), *pair, (x,), {})
         sites: tuple[Sites, Sites] = (dict(traces[0].nodes), dict(traces[1].nodes))
-        likelihood, kl = bound_terms(*sites)
-        terms = {"likelihood": likelihood / x.shape[0], "kl": kl / x.shape[0]}
-        terms |= self.miniaturization.terms(self.vae, x, *sites)
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+        terms = {name: term / x.shape[0] for name, term in bound_terms(*sites).items()}
+        terms |= {penalty.name: penalty(self.vae, x, *sites) for penalty in self.penalties}
+        weights = self.weights
+        weighted = [weights[name] * term if name in weights else term for name, term in terms.items()]
+        return {"loss": torch.stack(weighted).sum(), **terms}
+
+
+Pair = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def kl_weighted(
+    model: Callable[..., Any], guide: Callable[..., Any], *, weight: float, sites: Sequence[str] | None = None
+) -> Pair:
+    """A pair whose KL counts `weight` times: the β of a β-VAE or a warm-up, under any of Pyro's bounds, 0 included.
+
+    The log-probability of each latent site is scaled in the model and in the guide alike. In the model alone it would bias
+    `Trace_ELBO` and mean nothing to `TraceMeanField_ELBO`; and `poutine.scale` refuses 0 and scales what is observed too. What
+    the guide does not sample has no KL and is left as it is: sites that `TraceEnum_ELBO` sums out of the model.
+
+    Args:
+        model, guide: any Pyro pair.
+        weight: β, 0 or more.
+        sites: the latent sites it is for; all when None.
+
+    Returns: (model, guide), to be used together.
+
+    Raises:
+        ValueError: for a weight below 0.
+
+    Example:
+        >>> import pyro
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_mvae.models import VAE
+        >>> vae = VAE((1, 8, 8), 4, widths=(4,), hidden=8)
+        >>> svi = SVI(*kl_weighted(vae.model, vae.guide, weight=0.0), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        >>> svi.step(torch.rand(2, 1, 8, 8).round()) > 0
+        True
+    """
+    if not weight >= 0:
+        raise ValueError(f"weight is {weight}, expected 0 or more")
+    sampled: set[str] = set()
+
+    def weighted_guide(*args: Any, **kwargs: Any) -> Any:
+        sampled.clear()
+        with Weighted(weight, lambda name: sites is None or name in sites, seen=sampled):
+            return guide(*args, **kwargs)
+
+    def weighted_model(*args: Any, **kwargs: Any) -> Any:
+        with Weighted(weight, sampled.__contains__):
+            return model(*args, **kwargs)
+
+    return weighted_model, weighted_guide
+
+
+class Weighted(Messenger):
+    """Scales the latent sites that `chosen` names by a weight, and notes them in `seen`."""
+
+    def __init__(self, weight: float, chosen: Callable[[str], bool], *, seen: set[str] | None = None):
+        super().__init__()
+        self.weight, self.chosen, self.seen = weight, chosen, seen
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg) and self.chosen(msg["name"]):
+            msg["scale"] = msg["scale"] * self.weight
+            if self.seen is not None:
+                self.seen.add(msg["name"])

@@ -1,15 +1,24 @@
-"""The regularisers R(X) of the miniaturisation objective (14), as pure functions; each is minimised.
+"""The regularisers R(X) of the miniaturisation objective (14): pure functions, and the penalties that put a weight λ to them.
 
 The paper writes (14) as a maximised f(X) + λR(X), which would reward big weights; here −f(X) + λR(X) is minimised.
+
+A penalty is a value with a `name`, a `weight` and a call: (model, images, sites of the model, sites of the guide) → R, of the
+whole model or the mean over the images. One of your own needs no more than that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
+
+Sites = Mapping[str, Any]
+"""Pyro's messages by the names of their sites: what a trace holds."""
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -34,8 +43,34 @@ def l1(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([tensor.abs().sum() for tensor in tensors]).sum()
 
 
+def group_l1(module: nn.Module) -> Tensor:
+    """Σ_g √n_g ‖w_g‖₂, the group form of (15), a group being the n_g weights that make one output channel.
+
+    A group is pulled to zero as a whole, which leaves structured pruning something to remove; heads and images, whose channels
+    can't be removed, are pulled like the rest.
+
+    Source: Yuan and Lin, 2006.
+
+    Example:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        >>> round(float(group_l1(layer).detach() / 2**0.5), 4)
+        5.0
+    """
+    norms = []
+    for layer in module.modules():
+        if isinstance(layer, LAYERS):
+            groups = layer.weight.transpose(0, channel_axis(layer)).flatten(1)
+            # √0 has no gradient: a channel that is gone stays so
+            norms.append(groups.shape[1] ** 0.5 * groups.square().sum(1).clamp(min=1e-24).sqrt().sum())
+    return torch.stack(norms).sum()
+
+
 def quantization_error(module: nn.Module, *, bits: int = 8) -> Tensor:
     """Σᵢ|wᵢ − w_q,ᵢ|, (17), w_q the weight rounded with one scale per output channel, its gradient stopped.
+
+    Args:
+        bits: of w_q, 2 or more; its levels are −(2ᵇ⁻¹ − 1) … 2ᵇ⁻¹ − 1.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)
@@ -77,3 +112,97 @@ def sparsity(z: Tensor) -> Tensor:
         tensor([3.0000, 0.5000])
     """
     return z.abs().sum(-1)
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """What `fit` can be given as a regulariser: λ is its `weight`, R what calling it returns."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+    def __call__(self, vae: Any, x: Tensor, model_sites: Sites, guide_sites: Sites, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Prune:
+    """λ Σ|wᵢ|, (15).
+
+    Example:
+        >>> Prune(1e-4)
+        Prune(weight=0.0001)
+    """
+
+    weight: float
+    name: str = field(default="prune", repr=False)
+
+    def __call__(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
+        return l1(weights(vae))
+
+
+@dataclass(frozen=True)
+class PruneGroups:
+    """λ Σ √n_g ‖w_g‖₂, the group form of (15): see `group_l1`."""
+
+    weight: float
+    name: str = field(default="prune_groups", repr=False)
+
+    def __call__(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
+        return group_l1(vae)
+
+
+@dataclass(frozen=True)
+class Round:
+    """λ Σ|wᵢ − w_q,ᵢ|, (17): draws the weights to what `bits` can hold.
+
+    Raises:
+        ValueError: for fewer than 2 bits.
+    """
+
+    weight: float
+    bits: int = 8
+    name: str = field(default="round", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.bits < 2:
+            raise ValueError(f"bits is {self.bits}, expected 2 or more: one of them is the sign")
+
+    def __call__(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
+        return quantization_error(vae, bits=self.bits)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """λ (KL(q_T(z|x) ‖ q_S(z|x)) + KL(p_T(x|z) ‖ p_S(x|z))), (19), the mean over a batch; z is the student's.
+
+    A frozen copy of the teacher is kept: tracing remembers no `no_grad`, so that parameters which want a gradient would be given
+    one.
+
+    Args:
+        teacher: a fitted model of the same images and latent size; on the student's device.
+    """
+
+    weight: float
+    teacher: Any = field(repr=False)
+    name: str = field(default="distill", repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "teacher", copy.deepcopy(self.teacher).eval().requires_grad_(False))
+
+    def __call__(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
+        z = model_sites["z"]["value"].detach()
+        codes = divergence(self.teacher.posterior(x), guide_sites["z"]["fn"])
+        images = divergence(self.teacher.conditional(z), model_sites["x"]["fn"])
+        return (codes + images).mean()
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """λ ‖α‖₁, (21), the mean over a batch; α is the code z of a datum."""
+
+    weight: float
+    name: str = field(default="sparse", repr=False)
+
+    def __call__(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
+        return sparsity(model_sites["z"]["value"]).mean()

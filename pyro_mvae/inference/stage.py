@@ -30,9 +30,12 @@ def fit_stage(model: VAE, data: Data, path: Path | None, *, resume: bool = False
     if path is None:
         return model, fit(model, data, **settings)
     if resume and path.exists():
-        return files.load_model(path), pd.DataFrame(files.read(path)[1]["notes"]["history"])
+        notes = files.read(path)[1]["notes"]
+        history = pd.DataFrame(notes["history"])
+        history.attrs = notes.get("attrs", {})
+        return files.load_model(path), history
     state = path.with_suffix(".training.safetensors")
     history = fit(model, data, checkpoint=state, resume=resume, **settings)
-    files.save_model(path, model, history=history.to_dict("records"))
-    state.unlink(missing_ok=True)
+    files.save_model(path, model, history=history.to_dict("records"), attrs=history.attrs)
+    files.discard(state)
     return model, history

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyro_mvae import Interrupted, Miniaturization, Objective, fit, load_model, save_model
+from pyro_mvae import Interrupted, Objective, fit, load_model, penalties, save_model
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.stage import fit_stage
 from tests.catalog import MODELS
@@ -69,19 +69,48 @@ def test_resuming_with_other_settings_is_refused(images, tmp_path):
         fit(other, images[:64], epochs=1, checkpoint=state, resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(images, tmp_path):
-    vae = small()
-    state = tmp_path / "state.safetensors"
+def poisoned(steps_that_are):
+    """A progress that turns some batches, by their number, to no numbers."""
 
-    def poison(steps, description, total):
+    def progress(steps, description, total):
         for number, x in enumerate(steps):
-            yield torch.full_like(x, torch.nan) if number == 5 else x
+            yield torch.full_like(x, torch.nan) if number in steps_that_are else x
 
-    with pytest.raises(FloatingPointError, match=r"nan at step 2 of epoch 3; the last good checkpoint is .*state"):
-        fit(vae, images[:128], epochs=4, checkpoint=state, progress=poison)
+    return progress
+
+
+def test_a_loss_that_is_no_number_takes_the_run_back(images, tmp_path):
+    vae, state = small(), tmp_path / "state.safetensors"
+    settings = {"epochs": 4, "batch_size": 32, "checkpoint": state, "checkpoint_seconds": 0.0}
+    history = fit(vae, images[:128], **settings, progress=poisoned({5, 17}))
+    changes = history.attrs["changes"]
+    assert [change["value"] for change in changes] == [0.5, 0.25]
+    assert "the loss became nan at step 4 of epoch 2: back to" in changes[0]["reason"]
+    assert history["epoch"].tolist() == [0, 1, 2, 3]
+    assert all(parameter.isfinite().all() for parameter in vae.parameters())
+    plain = fit(small(), images[:128], epochs=4, batch_size=32)
+    assert history["loss"][0] == plain["loss"][0]
+    assert history["learning_rate"][3] == pytest.approx(plain["learning_rate"][3] / 4)
+
+
+def test_a_loss_that_stays_no_number_ends_the_run_at_its_last_good_state(images, tmp_path):
+    state = tmp_path / "state.safetensors"
+    settings = {"epochs": 4, "checkpoint": state, "batch_size": 32}
+    with pytest.raises(FloatingPointError, match=r"nan at step 4 of epoch 3, and again .* 3 times; .*state\.safe.*lower lr"):
+        fit(small(), images[:128], **settings, progress=poisoned(set(range(8, 99))))
     tensors, description = read(state)
     assert description["position"]["epoch"] == 2
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_loss_that_explodes_takes_the_run_back(images):
+    def shaken(steps, description, total):
+        for number, x in enumerate(steps):
+            yield 1e3 * x if number in (10, 11) else x
+
+    history = fit(small(), images[:128], epochs=4, batch_size=32, progress=shaken)
+    assert "exploded" in history.attrs["changes"][0]["reason"]
+    assert history["loss"].max() < 1000
 
 
 @pytest.mark.parametrize("setting", [{"epochs": 0}, {"batch_size": 0}, {"lr": 0.0}, {"lr": float("nan")}])
@@ -111,7 +140,7 @@ def test_distillation_brings_the_student_closer_to_the_teacher(images):
     gaps = []
     for weight in (0.0, 3.0):
         student = small()
-        fit(student, images, epochs=8, miniaturization=Miniaturization(distill=weight, teacher=teacher) if weight else None)
+        fit(student, images, epochs=8, penalties=[penalties.Distill(weight, teacher)])
         x = images.float() / 255
         gaps.append(float((student.encode(x) - teacher.encode(x)).square().mean().detach()))
     assert gaps[1] < 0.5 * gaps[0]
@@ -176,7 +205,8 @@ def test_a_run_goes_on_with_the_backend_it_began_with(tmp_path, images, monkeypa
 
     asked = []
     original = asvi.compile_gradients
-    monkeypatch.setattr(asvi, "fastest_backend", lambda *arguments, **more: asked.append("measured") or "eager")
+    choice = {"backend": "eager", "layout": "channels_last"}
+    monkeypatch.setattr(asvi, "fastest", lambda *arguments, **more: asked.append("measured") or choice)
 
     def compile_gradients(objective, example, *, backend):
         asked.append(backend)
@@ -191,17 +221,32 @@ def test_a_run_goes_on_with_the_backend_it_began_with(tmp_path, images, monkeypa
     assert asked == ["measured", "eager", "eager", "inductor"]
 
 
-def test_the_fastest_backend_is_measured_only_where_it_matters(images, monkeypatch):
-    import pyro_mvae.inference.asvi as asvi
+def test_the_fastest_way_is_measured_only_where_it_matters(images, monkeypatch):
+    import pyro_mvae.inference.fastest as fastest
 
-    times = {"eager": 0.02, "inductor": 0.01}
-    monkeypatch.setattr(asvi, "compile_gradients", lambda objective, x, backend="eager": lambda x: backend)
-    monkeypatch.setattr(asvi, "seconds_per_step", lambda graph, x: times[graph(x)])
+    times = {("eager", "channels_last"): 0.03, ("eager", "contiguous"): 0.02, ("inductor", "channels_last"): 0.01}
+    asked = []
+
+    def timed(objective, x, *, backend, layout):
+        asked.append((backend, layout))
+        return times.get((backend, layout), 0.05)
+
+    monkeypatch.setattr(fastest, "timed", timed)
     objective, x = Objective(small()), images[:8].float() / 255
-    assert asvi.fastest_backend(objective, x, num_steps=100) == "eager"
-    assert asvi.fastest_backend(objective, x, num_steps=100_000) == "inductor"
-    times["inductor"] = 0.03
-    assert asvi.fastest_backend(objective, x, num_steps=100_000) == "eager"
+
+    def choice(num_steps, **told):
+        asked.clear()
+        return tuple(fastest.fastest(objective, x, num_steps=num_steps, **told).values())
+
+    assert choice(10) == ("eager", "channels_last")
+    assert len(asked) == 1
+    assert choice(2000) == ("eager", "contiguous")
+    assert len(asked) == 2
+    assert choice(100_000) == ("inductor", "channels_last")
+    assert len(asked) == 4
+    assert choice(100_000, layout="contiguous") == ("eager", "contiguous")
+    assert choice(100_000, backend="inductor", layout="contiguous") == ("inductor", "contiguous")
+    assert asked == []
 
 
 def test_a_compiled_run_is_that_of_the_graph_to_rounding(images):
@@ -210,6 +255,8 @@ def test_a_compiled_run_is_that_of_the_graph_to_rounding(images):
         fit(model, images[:180], epochs=2, compile=how) for model, how in zip(models, ("eager", "inductor"), strict=True)
     ]
     for column in ("loss", "kl", "likelihood"):
-        assert histories[1][column].tolist() == pytest.approx(histories[0][column].tolist(), rel=1e-3)
+        assert histories[1][column].tolist() == pytest.approx(histories[0][column].tolist(), rel=5e-3)
     with pytest.raises(ValueError, match="compile is 'fast'"):
         fit(small(), images, compile="fast")
+    with pytest.raises(ValueError, match="layout is 'rows'"):
+        fit(small(), images, layout="rows")
