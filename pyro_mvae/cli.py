@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pyro_mvae._version import __version__
 
 USUAL_EPOCHS = "as many as make 1,250 steps, and 8 at least"
-USAGE, OVER_BUDGET, INTERRUPTED = 2, 3, 130
+USAGE, OVER_BUDGET, PROCESS_LOST, INTERRUPTED = 2, 3, 4, 130
 
 
 def versions() -> str:
@@ -26,7 +26,7 @@ def versions() -> str:
 
 
 @contextmanager
-def progress_bars():
+def progress_bars(*, shown: bool = True):
     """Bars with the time left, on standard error; nothing when that is no terminal."""
     console = Console(stderr=True)
     columns = (
@@ -36,7 +36,7 @@ def progress_bars():
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bars:
 
         def track(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
             return bars.track(steps, total=total, description=description)
@@ -49,6 +49,7 @@ class Verb(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         from pyro_mvae.compress import BudgetError
+        from pyro_mvae.inference.parallel import ProcessLost
 
         try:
             return super().invoke(ctx)
@@ -58,6 +59,8 @@ class Verb(click.Command):
             fail(f"{error or 'interrupted'}{advice(ctx)}", INTERRUPTED)
         except FloatingPointError as error:
             fail(f"{error}{advice(ctx)}", USAGE)
+        except ProcessLost as error:
+            fail(f"{error}; start it again with --resume", PROCESS_LOST)
         except OSError as error:
             fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error, USAGE)
         except ValueError as error:
@@ -156,6 +159,17 @@ def refuse_with_resume(ctx: click.Context, *, allowed: set[str]) -> None:
 @click.option("--epochs", type=int, help=f"By default {USUAL_EPOCHS}.")
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--lr", default=4e-3, show_default=True, help="Peak of the one-cycle learning rate.")
+@click.option("--guide-lr", type=float, help="The same for the guide; by default as --lr.")
+@click.option("--optimizer", default="adam", show_default=True, help="adam, adamw, root-adam, rmsprop or sgd.")
+@click.option("--guide-optimizer", help="The same for the guide; by default as --optimizer.")
+@click.option("--kl-weight", default=1.0, show_default=True, help="β, the weight of the KL.")
+@click.option("--clip", type=float, help="Largest norm of the gradient.")
+@click.option("--ema", type=float, help="Decay of a moving average of the weights, such as 0.999.")
+@click.option("--precision", default="float32", show_default=True, help="float32, or bfloat16 for mixed precision.")
+@click.option("--compile", default="auto", show_default=True, help="eager, inductor, or auto, which measures in long runs.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--history", type=click.Path(dir_okay=False), help="A CSV file to write each epoch's row to.")
+@click.option("--tensorboard", type=click.Path(file_okay=False), help="A folder to write the history to, for TensorBoard.")
 @click.option("--latent-dim", default=16, show_default=True)
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
 @click.option("--seed", default=0, show_default=True)
@@ -165,13 +179,17 @@ def train(*, checkpoint: str, **settings: Any) -> None:
     """Train a model and write CHECKPOINT, a .safetensors file.
 
     \b
-    Example:
+    Examples:
       pyro-mvae train vae.safetensors --data digits --epochs 10
+      torchrun --nproc_per_node 2 -m pyro_mvae train vae.safetensors
     """
+    from pyro_mvae.inference.parallel import joined
     from pyro_mvae.train import train as run
 
-    with progress_bars() as progress:
+    with joined(settings["device"]) as parallel, progress_bars(shown=parallel.rank == 0) as progress:
         nll = run(checkpoint, progress=progress, **settings)
+    if parallel.rank > 0:
+        return
     click.echo(f"{checkpoint}: NLL {nll.nats:.2f} nats per test image ({nll.num_samples} importance samples)")
 
 

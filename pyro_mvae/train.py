@@ -11,6 +11,8 @@ import torch
 from pyro_mvae.data import Data, load_data, num_batches
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
+from pyro_mvae.inference.history import write_csv, write_tensorboard
+from pyro_mvae.inference.optimizers import OptimizerFactory, RootAdam
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
 
@@ -26,23 +28,41 @@ def train(
     latent_dim: int = 16,
     size: int | None = None,
     seed: int = 0,
+    device: str = "cpu",
+    optimizer: str = "adam",
+    guide_optimizer: str | None = None,
+    guide_lr: float | None = None,
+    kl_weight: float = 1.0,
+    clip: float | None = None,
+    ema: float | None = None,
+    precision: str = "float32",
+    compile: str = "auto",
+    history: str | os.PathLike[str] | None = None,
+    tensorboard: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Track = untracked,
 ) -> NLL:
     """Train a model on a data set, write it to `checkpoint`, and estimate its likelihood on the test set.
 
+    Started by `torchrun`, its processes share the work, and the first one writes; see `pyro_mvae.inference.parallel`.
+
     Args:
         checkpoint: a `.safetensors` file to write; while training goes on, its state is beside it.
         data, size: as `load_data`.
         model: "vae" or "mvae".
         epochs: when None, see `usual_epochs`.
+        device: "cpu", "cuda" or "cuda:1", …; under `torchrun`, "cuda" gives each process a device of its own.
+        optimizer, guide_optimizer: of θ and φ: "adam", "adamw", "root-adam" (28), "rmsprop" or "sgd".
+        guide_lr, kl_weight, clip, ema, precision, compile: as `fit`.
+        history: a CSV file to write the history to, a row an epoch.
+        tensorboard: a folder to write the history to for TensorBoard.
         overwrite: whether a checkpoint that is there may be replaced.
         resume: go on with a run that was interrupted, with the same settings.
 
     Raises:
         ValueError: for settings or data that can't be.
-        FloatingPointError, Interrupted: as `fit`.
+        FloatingPointError, Interrupted, ProcessLost: as `fit`.
         OSError: when the checkpoint can't be written.
     """
     path = Path(checkpoint)
@@ -51,12 +71,22 @@ def train(
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: give another name, or --overwrite")
     kind = model_class(model)
+    callbacks = [*([write_csv(history)] if history else []), *([write_tensorboard(tensorboard)] if tensorboard else [])]
     images = load_data(data, size=size, seed=seed, progress=progress)
     path.unlink(missing_ok=True)
     vae, _ = fit_stage(
-        initialized(kind, images, latent_dim=latent_dim, seed=seed),
+        initialized(kind, images, latent_dim=latent_dim, seed=seed).to(present(device)),
         images,
         path,
+        optimizer=optimizer_class(optimizer),
+        guide_optimizer=optimizer_class(guide_optimizer or optimizer),
+        guide_lr=guide_lr,
+        kl_weight=kl_weight,
+        clip=clip,
+        ema=ema,
+        precision=precision,
+        compile=compile,
+        callbacks=callbacks,
         epochs=usual_epochs(len(images.train), batch_size=batch_size) if epochs is None else epochs,
         batch_size=batch_size,
         lr=lr,
@@ -66,6 +96,39 @@ def train(
         description="Training",
     )
     return negative_log_likelihood(vae, images.test.images, binarization=images.binarization, seed=seed, progress=progress)
+
+
+def present(device: str) -> torch.device:
+    """A device by name; ValueError when it is not there."""
+    try:
+        found = torch.device(device)
+        if found.type == "cuda" and found.index is None and "LOCAL_RANK" in os.environ:
+            found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
+    return found
+
+
+OPTIMIZERS: dict[str, OptimizerFactory] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "root-adam": RootAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
+
+def optimizer_class(name: str) -> OptimizerFactory:
+    """The optimiser of a name as the command line writes it.
+
+    Example:
+        >>> optimizer_class("rmsprop").__name__
+        'RMSprop'
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimiser {name!r}, expected one of: {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name]
 
 
 def usual_epochs(num_images: int, *, batch_size: int = 64) -> int:

@@ -20,6 +20,7 @@ class LatentVariableModel(Protocol):
     training: bool
 
     def train(self, mode: bool = True) -> Any: ...
+    def parameters(self) -> Any: ...
     def prior(self, n: int) -> Any: ...
     def posterior(self, x: Tensor) -> Any: ...
     def conditional(self, z: Tensor) -> Any: ...
@@ -69,11 +70,11 @@ def negative_log_likelihood(
     batches = xs.split(max(chunk // num_samples, 1))
     was_training = model.training
     model.train(False)
-    total = 0.0
-    with torch.random.fork_rng(devices=[]):
+    total, device = 0.0, next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for x in progress(batches, description, len(batches)):
-            total -= float(log_evidence(model, x, num_samples).sum())
+            total -= float(log_evidence(model, x.to(device), num_samples).sum())
     model.train(was_training)
     nats = total / len(images)
     return NLL(nats, len(images), num_samples, nats / math.log(2) / images[0].numel())

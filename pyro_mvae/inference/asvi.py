@@ -142,7 +142,7 @@ def fit(
     settings = {"epochs": epochs, "batch_size": batch_size, **rates, "clip": clip, "ema": ema, "precision": precision}
     settings |= {"optimizer": described(optimizer), "guide_optimizer": described(guide_optimizer), "num_images": len(images)}
     settings |= {"penalties": repr(list(penalties)), "kl_weight": kl_weight, "theta_kl_weight": theta_kl_weight, "seed": seed}
-    settings |= {"controllers": repr(list(controllers)), "processes": parallel.size}
+    settings |= {"controllers": repr(list(controllers))}
 
     model.train()
     run = Run(

@@ -100,9 +100,10 @@ def made(factory: OptimizerFactory, lr: float, parameters: Iterable[nn.Parameter
 
 def fused(factory: OptimizerFactory) -> dict[str, bool]:
     """One kernel for the whole update, where torch has it."""
-    settings = set(factory.keywords) if isinstance(factory, partial) else set()
-    can = "fused" in inspect.signature(factory).parameters and not settings & {"fused", "foreach", "capturable", "differentiable"}
-    return {"fused": True} if can and getattr(factory, "func", factory) is not torch.optim.Adagrad else {}
+    kind, given = (factory.func, set(factory.keywords)) if isinstance(factory, partial) else (factory, set())
+    if kind is torch.optim.Adagrad or given & {"fused", "foreach", "capturable", "differentiable"}:
+        return {}
+    return {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
 
 
 def described(factory: OptimizerFactory) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from pyro_mvae.data import Data
 from pyro_mvae.inference import checkpoint as files
 from pyro_mvae.inference.asvi import fit
+from pyro_mvae.inference.parallel import Parallel
 from pyro_mvae.models import VAE
 
 Model = TypeVar("Model", bound=VAE)
@@ -36,6 +37,7 @@ def fit_stage(model: VAE, data: Data, path: Path | None, *, resume: bool = False
         return files.load_model(path), history
     state = path.with_suffix(".training.safetensors")
     history = fit(model, data, checkpoint=state, resume=resume, **settings)
-    files.save_model(path, model, history=history.to_dict("records"), attrs=history.attrs)
-    files.discard(state)
+    if Parallel.current().rank == 0:
+        files.save_model(path, model, history=history.to_dict("records"), attrs=history.attrs)
+        files.discard(state)
     return model, history

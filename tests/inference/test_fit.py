@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -13,23 +11,12 @@ from pyro_mvae import Interrupted, Objective, fit, load_model, penalties, save_m
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.stage import fit_stage
 from tests.catalog import MODELS
+from tests.inference.mishaps import interrupt_at, poisoned
 
 
 def small():
     torch.manual_seed(0)
     return MODELS["MVAE"]((1, 16, 16))
-
-
-def interrupt_at(step):
-    """A progress that presses Ctrl-C when a step is reached."""
-
-    def progress(steps, description, total):
-        for number, x in enumerate(steps):
-            if number == step:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield x
-
-    return progress
 
 
 def test_the_bound_improves_on_images_not_trained_on(images):
@@ -67,16 +54,6 @@ def test_resuming_with_other_settings_is_refused(images, tmp_path):
     other = MODELS["VAE"]((1, 16, 16))
     with pytest.raises(ValueError, match="of another model"):
         fit(other, images[:64], epochs=1, checkpoint=state, resume=True)
-
-
-def poisoned(steps_that_are):
-    """A progress that turns some batches, by their number, to no numbers."""
-
-    def progress(steps, description, total):
-        for number, x in enumerate(steps):
-            yield torch.full_like(x, torch.nan) if number in steps_that_are else x
-
-    return progress
 
 
 def test_a_loss_that_is_no_number_takes_the_run_back(images, tmp_path):
