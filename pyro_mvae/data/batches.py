@@ -15,7 +15,9 @@ ORDER, DRAW, FIXED = 1, 2, 3  # what a stream of random numbers is for
 def batches(
     images: Tensor, *, batch_size: int, epoch: int = 0, seed: int = 0, binarization: str = "none", start: int = 0
 ) -> Iterator[Tensor]:
-    """Yield one epoch of shuffled float32 batches, shape (b, C, H, W), in [0, 1]; the last may be short.
+    """Yield one epoch of shuffled float32 batches, shape (b, C, H, W), in [0, 1]; the last may be short, or one longer.
+
+    A single image that would be left over goes with the batch before it: batch normalisation has no variance of one image.
 
     `images` is uint8, shape (n, C, H, W), on the CPU. With binarization "dynamic" each value is 1 with probability
     pixel / 255 and otherwise 0. The order depends on seed and epoch alone, the draws on those and the batch's number, so
@@ -27,10 +29,12 @@ def batches(
 
     Example:
         >>> images = torch.full((5, 1, 8, 8), 255, dtype=torch.uint8)
+        >>> [len(batch) for batch in batches(images, batch_size=3)]
+        [3, 2]
         >>> [len(batch) for batch in batches(images, batch_size=2)]
-        [2, 2, 1]
-        >>> [len(batch) for batch in batches(images, batch_size=2, start=2)]
-        [1]
+        [2, 3]
+        >>> [len(batch) for batch in batches(images, batch_size=2, start=1)]
+        [3]
     """
     count = num_batches(len(images), batch_size=batch_size)
     require_bytes(images)
@@ -42,7 +46,8 @@ def batches(
     order = stream(ORDER, seed, epoch).permutation(len(pixels))
 
     def batch(index: int) -> Tensor:
-        chosen = pixels[order[index * batch_size : (index + 1) * batch_size]]
+        end = len(order) if index == count - 1 else (index + 1) * batch_size
+        chosen = pixels[order[index * batch_size : end]]
         if binarization == "dynamic":
             return torch.from_numpy(drawn(chosen, stream(DRAW, seed, epoch, index)))
         return torch.from_numpy(chosen / np.float32(255))
@@ -67,18 +72,19 @@ def binarize(images: Tensor, *, seed: int) -> Tensor:
 
 
 def num_batches(n: int, *, batch_size: int) -> int:
-    """Return how many batches an epoch over n images has, the short one included.
+    """Return how many batches an epoch over n images has: the short one counts, a single image does not make one.
 
     Raises:
         ValueError: when the batch size isn't positive.
 
     Example:
-        >>> num_batches(5, batch_size=2)
-        3
+        >>> num_batches(6, batch_size=4), num_batches(5, batch_size=4)
+        (2, 1)
     """
     if batch_size < 1:
         raise ValueError(f"batch size is {batch_size}, expected 1 or more")
-    return -(-n // batch_size)
+    lone = n > batch_size > 1 and n % batch_size == 1
+    return -(-n // batch_size) - lone
 
 
 def drawn(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -135,7 +135,7 @@ def fit(
     objective = Objective(model, penalties, kl_weight=kl_weight, theta_kl_weight=theta_kl_weight, precision=precision)
     check(controllers, weights=objective.weights, has_test=test is not None)
     parallel = Parallel.current()
-    if min(batch_size, len(images)) < parallel.size:
+    if parallel.size > 1 and min(batch_size, len(images)) < 2 * parallel.size:
         raise ValueError(f"{parallel.size} processes can't share batches of {min(batch_size, len(images))}: give larger ones")
     guide_optimizer = guide_optimizer or optimizer
     rates = {"lr": lr, "guide_lr": guide_lr or lr}

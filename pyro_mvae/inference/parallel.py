@@ -28,6 +28,8 @@ class Parallel:
     Example:
         >>> Parallel(rank=1, size=2).share(torch.arange(5))
         tensor([3, 4])
+        >>> [len(Parallel(rank, 4).share(torch.arange(5))) for rank in range(4)]
+        [3, 2, 0, 0]
     """
 
     rank: int = 0
@@ -41,8 +43,9 @@ class Parallel:
         return cls(distributed.get_rank(), distributed.get_world_size())
 
     def share(self, x: Tensor) -> Tensor:
-        """This process's part of a batch: the shares differ by one datum at most, and may be empty."""
-        return x if self.size == 1 else x.tensor_split(self.size)[self.rank]
+        """This process's part of a batch: of two data or more, as batch normalisation needs, or empty."""
+        sharing = min(self.size, max(len(x) // 2, 1))
+        return x.tensor_split(sharing)[self.rank] if self.rank < sharing else x[:0]
 
     def sum_gradients(self, gradients: list[Tensor], *, weight: float) -> None:
         """Replace gradients of means over the shares by those of the mean over the batch, in place.

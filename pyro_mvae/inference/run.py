@@ -175,8 +175,9 @@ class Run:
         """What is wrong with a window, if anything is."""
         if not math.isfinite(terms["loss"]):
             return f"the loss became {terms['loss']}"
-        if not nn.utils.get_total_norm(self.parameters).isfinite():
-            return "the parameters became infinite or no numbers"
+        state = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        if not nn.utils.get_total_norm(state).isfinite():
+            return "the parameters or the running statistics became infinite or no numbers"
         assert self.first_likelihood is not None
         worst = self.first_likelihood + (EXPLODED - 1) * max(abs(self.first_likelihood), 1.0)
         if terms["likelihood"] > worst:

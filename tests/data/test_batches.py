@@ -28,6 +28,7 @@ def test_an_epoch_is_a_permutation(n, batch_size, epoch, seed):
     assert sorted(number for batch in epoch_batches for number in numbers(batch)) == list(range(n))
     assert len(epoch_batches) == num_batches(n, batch_size=batch_size)
     assert all(len(batch) == batch_size for batch in epoch_batches[:-1])
+    assert all(1 < len(batch) <= batch_size + 1 for batch in epoch_batches[-1:] if n > 1 and batch_size > 1)
     assert all(batch.dtype == torch.float32 for batch in epoch_batches)
 
 
@@ -133,7 +134,7 @@ def test_values_are_scaled_when_nothing_is_drawn():
 )
 def test_mistakes_are_told_at_once(wrong, message):
     with pytest.raises(ValueError, match=message):
-        batches(numbered(5), **{"batch_size": 2, **wrong})
+        batches(numbered(6), **{"batch_size": 2, **wrong})
 
 
 def test_only_bytes_are_taken():

@@ -96,6 +96,19 @@ def test_settings_that_cannot_be_are_refused(setting, images):
         fit(small(), images, **setting)
 
 
+def test_a_single_image_left_over_does_no_harm(images):
+    vae = small()
+    history = fit(vae, images[:65], epochs=2, batch_size=32)
+    assert all(value.isfinite().all() for value in vae.state_dict().values())
+    assert "changes" in history.attrs
+    assert history.attrs["changes"] == []
+
+
+def test_batches_of_one_are_an_error_where_there_is_batch_normalisation(images):
+    with pytest.raises(FloatingPointError, match="running statistics became infinite or no numbers at step 8"):
+        fit(small(), images[:8], epochs=1, batch_size=1)
+
+
 def test_images_of_another_shape_are_refused(images):
     with pytest.raises(ValueError, match=r"\(n, 1, 16, 16\)"):
         fit(small(), images[:, :, :12], epochs=1)
