@@ -171,6 +171,8 @@ def refuse_with_resume(ctx: click.Context, *, allowed: set[str]) -> None:
 @click.option("--history", type=click.Path(dir_okay=False), help="A CSV file to write each epoch's row to.")
 @click.option("--tensorboard", type=click.Path(file_okay=False), help="A folder to write the history to, for TensorBoard.")
 @click.option("--latent-dim", default=16, show_default=True)
+@click.option("--likelihood", help="bernoulli, continuous_bernoulli, gaussian or logistic; by default what suits the data.")
+@click.option("--theta", help="A Bayesian likelihood: gamma or log_normal precision, or weights of the last layer.")
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is there.")

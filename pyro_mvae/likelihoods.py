@@ -1,13 +1,18 @@
-"""Likelihoods p(x|z): what a decoder's output means.
+"""Likelihoods p(x|z, θ′): what a decoder's output means, and the parameters θ′ that may be random themselves, (6) to (12).
 
 A likelihood is a module called with the decoder's output η, (…, C, H, W), that returns the distribution of an image; its own
-parameters belong to θ. `mean` is its expectation as a picture in [0, 1], and is the same function for all of them, so that an
-exported decoder does not depend on which one it was trained with.
+parameters belong to θ. Its location is σ(η), a picture in [0, 1], for all of them, so that an exported decoder does not depend on
+which one it was trained with.
+
+A Bayesian likelihood has parameters θ′ for each image, with a prior p(θ′) in the model and a posterior q(θ′|x) in the guide, the
+sample site `theta`: the precision of the pixels, or weights of the decoder's last layer.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -61,6 +66,46 @@ class Logistic(TorchDistribution):
         with torch.no_grad():
             return torch.round((self.loc + self.scale * torch.logit(u)).clamp(0, 1) * 255) / 255
 
+    @property
+    def mean(self) -> Tensor:
+        """Σₖ P(x ≥ k/255) / 255."""
+        return sum((self.at_least(k) for k in range(1, 256)), torch.zeros(())) / 255
+
+    @property
+    def variance(self) -> Tensor:
+        """Σₖ (2k − 1) P(x ≥ k/255) / 255² − mean²."""
+        square = sum(((2 * k - 1) * self.at_least(k) for k in range(1, 256)), torch.zeros(())) / 255**2
+        return (square - self.mean**2).clamp(min=0)
+
+    def at_least(self, level: int) -> Tensor:
+        """P(x ≥ level / 255)."""
+        return torch.sigmoid((self.loc - (level - 0.5) / 255) / self.scale)
+
+
+class ContinuousBernoulli(dist.ContinuousBernoulli):
+    """Pyro's, with moments that hold everywhere; torch's are off by half near λ = 1/2, and stay where they are near 0 and 1.
+
+    With η the logit of λ: mean = 1/(1 − e^−η) − 1/η, variance = 1/η² − 1/(4 sinh²(η/2)), and their series near η = 0.
+
+    Example:
+        >>> ContinuousBernoulli(logits=torch.tensor([0.0, 40.0])).mean
+        tensor([0.5000, 0.9750])
+    """
+
+    @property
+    def mean(self) -> Tensor:
+        eta, small = self.logits, self.logits.abs() < 0.5
+        safe = torch.where(small, 1.0, eta)
+        series = 0.5 + eta / 12 - eta**3 / 720 + eta**5 / 30240
+        return torch.where(small, series, -1 / torch.expm1(-safe) - 1 / safe)
+
+    @property
+    def variance(self) -> Tensor:
+        eta, small = self.logits, self.logits.abs() < 0.5
+        safe = torch.where(small, 1.0, eta)
+        series = 1 / 12 - eta**2 / 240 + eta**4 / 6048
+        return torch.where(small, series, safe**-2 - (2 * torch.sinh(safe / 2)) ** -2)
+
 
 class BernoulliLikelihood(nn.Module):
     """x ~ Bernoulli(σ(η)), for binarised images.
@@ -76,8 +121,44 @@ class BernoulliLikelihood(nn.Module):
         return dist.Bernoulli(logits=eta, validate_args=False).to_event(3)
 
 
+class ContinuousBernoulliLikelihood(nn.Module):
+    """x ~ ContinuousBernoulli(σ(η)), a density on [0, 1] (Loaiza-Ganem and Cunningham, 2019), for grey and colour images.
+
+    σ(η) is its parameter, and where its density leans to; its mean is closer to 1/2.
+
+    Example:
+        >>> ContinuousBernoulliLikelihood()(torch.zeros(2, 1, 8, 8)).log_prob(torch.ones(2, 1, 8, 8))
+        tensor([0., 0.])
+    """
+
+    name = "continuous_bernoulli"
+
+    def forward(self, eta: Tensor) -> TorchDistributionMixin:
+        return ContinuousBernoulli(logits=eta, validate_args=False).to_event(3)
+
+
+class GaussianLikelihood(nn.Module):
+    """x ~ N(σ(η), 1/τ), for grey and colour images; one precision τ a channel, a parameter of θ unless it is given.
+
+    Example:
+        >>> GaussianLikelihood(3)(torch.zeros(2, 3, 8, 8)).event_shape
+        torch.Size([3, 8, 8])
+    """
+
+    name = "gaussian"
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(0.1)))
+
+    def forward(self, eta: Tensor, precision: Tensor | None = None) -> TorchDistributionMixin:
+        return dist.Normal(eta.sigmoid(), scale_of(self.log_scale, precision), validate_args=False).to_event(3)
+
+
 class LogisticLikelihood(nn.Module):
-    """x ~ Logistic(σ(η), s) on 256 levels, for grey and colour images; one scale s a channel, a parameter of θ.
+    """x ~ Logistic(σ(η), s) on 256 levels, for grey and colour images; one scale s a channel, a parameter of θ unless τ is given.
+
+    With a precision τ, s = 1 / √τ.
 
     Example:
         >>> LogisticLikelihood(3)(torch.zeros(2, 3, 8, 8)).event_shape
@@ -90,5 +171,181 @@ class LogisticLikelihood(nn.Module):
         super().__init__()
         self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(0.1)))
 
-    def forward(self, eta: Tensor) -> TorchDistributionMixin:
-        return Logistic(eta.sigmoid(), self.log_scale.exp(), validate_args=False).to_event(3)
+    def forward(self, eta: Tensor, precision: Tensor | None = None) -> TorchDistributionMixin:
+        return Logistic(eta.sigmoid(), scale_of(self.log_scale, precision), validate_args=False).to_event(3)
+
+
+def scale_of(log_scale: Tensor, precision: Tensor | None) -> Tensor:
+    return log_scale.exp() if precision is None else precision.rsqrt()[..., None, None]
+
+
+LIKELIHOODS: dict[str, Callable[[int], nn.Module]] = {
+    "bernoulli": lambda channels: BernoulliLikelihood(),
+    "continuous_bernoulli": lambda channels: ContinuousBernoulliLikelihood(),
+    "gaussian": GaussianLikelihood,
+    "logistic": LogisticLikelihood,
+}
+PRECISE = ("gaussian", "logistic")
+USUAL_PRECISION = 100.0  # of pixels in [0, 1]: a scale of 0.1
+
+
+class Precision(nn.Module):
+    """θ′ = τ, the precision of the pixels, for each image and channel: τ ~ Gamma(a, a / m), or LogNormal; (n, C).
+
+    m, the mean (the median of a LogNormal), and a, the concentration (1 / scale² of log τ), are parameters of θ, learnt for each
+    channel. With a Gaussian likelihood and Gamma, x is marginally of Student's t with 2a degrees of freedom: pixels that all the
+    images of a set share one precision for are modelled as if none were easier than others.
+
+    Args:
+        channels: C.
+        family: "gamma" or "log_normal".
+
+    Example:
+        >>> precision = Precision(3, "gamma")
+        >>> precision.prior(2).batch_shape, precision.prior(2).event_shape
+        (torch.Size([2]), torch.Size([3]))
+    """
+
+    def __init__(self, channels: int, family: str):
+        super().__init__()
+        self.size, self.family = channels, family
+        self.log_mean = nn.Parameter(torch.full((channels,), math.log(USUAL_PRECISION)))
+        self.log_spread = nn.Parameter(torch.zeros(channels))
+
+    def prior(self, n: int) -> TorchDistributionMixin:
+        """p(θ′) for n images."""
+        return self.distribution(self.log_mean.expand(n, -1), self.log_spread.exp().expand(n, -1))
+
+    def posterior(self, loc: Tensor, scale: Tensor) -> TorchDistributionMixin:
+        """q(θ′|x) from what the guide's net says of each image: the location of log τ, from the usual one, and its spread."""
+        return self.distribution(loc + math.log(USUAL_PRECISION), scale)
+
+    def distribution(self, log_mean: Tensor, spread: Tensor) -> TorchDistributionMixin:
+        if self.family == "log_normal":
+            return dist.LogNormal(log_mean, spread, validate_args=False).to_event(1)
+        concentration = spread.clamp(1e-3, 1e3) ** -2
+        return dist.Gamma(concentration, concentration * torch.exp(-log_mean), validate_args=False).to_event(1)
+
+    def usual(self, n: int) -> Tensor:
+        """θ′ where no image says otherwise: the prior's mean, its median for a LogNormal."""
+        return self.log_mean.exp().expand(n, -1)
+
+    def conditional(self, decoder: nn.Module, likelihood: nn.Module, z: Tensor, theta: Tensor) -> TorchDistributionMixin:
+        """p(x|z, θ′)."""
+        return likelihood(decoder(z), theta)
+
+
+class Weights(nn.Module):
+    """θ′ = weights of rank r in the decoder's last layer, for each image: W + Σᵣ θ′ᵣ uᵣ ⊗ vᵣ, θ′ ~ N(0, I); (n, r).
+
+    The directions uᵣ ⊗ vᵣ, an output channel by a kernel over the layer's inputs, are parameters of θ. The layer is linear, so
+    that its output changes by u (θ′ ⊙ v(h)), h its input: no weight is ever made for an image.
+
+    Args:
+        decoder: whose last linear or convolutional layer it is.
+        rank: r.
+
+    Example:
+        >>> decoder = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 12))
+        >>> weights, z, theta = Weights(decoder, 2), torch.randn(5, 4), torch.randn(5, 2)
+        >>> h = decoder[:2](z)
+        >>> delta = torch.einsum("nr,or,ri->noi", theta, weights.up.weight, weights.down.weight)
+        >>> by_hand = torch.einsum("noi,ni->no", decoder[2].weight + delta, h) + decoder[2].bias
+        >>> torch.allclose(weights.decode(decoder, z, theta), by_hand, atol=1e-5)
+        True
+    """
+
+    def __init__(self, decoder: nn.Module, rank: int):
+        super().__init__()
+        self.size = rank
+        last = last_layer(decoder)
+        self.down: nn.Module
+        self.up: nn.Module
+        if isinstance(last, nn.Linear):
+            self.down = nn.Linear(last.in_features, rank, bias=False)
+            self.up = nn.Linear(rank, last.out_features, bias=False)
+        else:
+            geometry: Any = {"kernel_size": last.kernel_size, "stride": last.stride, "padding": last.padding, "bias": False}
+            self.down = type(last)(last.in_channels, rank, **geometry)
+            self.up = nn.Conv2d(rank, last.out_channels, 1, bias=False)
+        with torch.no_grad():
+            self.up.get_parameter("weight").mul_(0.1)
+
+    def prior(self, n: int) -> TorchDistributionMixin:
+        """p(θ′) for n images."""
+        loc = next(self.parameters()).new_zeros(n, self.size)
+        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+
+    def posterior(self, loc: Tensor, scale: Tensor) -> TorchDistributionMixin:
+        """q(θ′|x) from what the guide's net says of each image."""
+        return dist.Normal(loc, scale).to_event(1)
+
+    def usual(self, n: int) -> Tensor:
+        """θ′ where no image says otherwise: 0, which leaves the layer as it is."""
+        return next(self.parameters()).new_zeros(n, self.size)
+
+    def conditional(self, decoder: nn.Module, likelihood: nn.Module, z: Tensor, theta: Tensor) -> TorchDistributionMixin:
+        """p(x|z, θ′)."""
+        return likelihood(self.decode(decoder, z, theta))
+
+    def decode(self, decoder: nn.Module, z: Tensor, theta: Tensor) -> Tensor:
+        """The decoder's output with the weights θ′ added to its last layer."""
+
+        def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            h = self.down(inputs[0])
+            return output + self.up(h * theta.reshape(*theta.shape, *[1] * (h.ndim - 2)))
+
+        handle = last_layer(decoder).register_forward_hook(add)
+        try:
+            return decoder(z)
+        finally:
+            handle.remove()
+
+
+def last_layer(decoder: nn.Module) -> nn.Linear | nn.Conv2d | nn.ConvTranspose2d:
+    """The last linear or convolutional layer of a net, in the order they were made."""
+    layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+    if not layers or getattr(layers[-1], "groups", 1) > 1:
+        raise ValueError("Bayesian weights need a decoder whose last layer is a Linear, Conv2d or ConvTranspose2d of one group")
+    return layers[-1]
+
+
+THETAS = ("gamma", "log_normal", "weights")
+
+
+def make_likelihood(name: str, channels: int) -> nn.Module:
+    """The likelihood of a name.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+        >>> type(make_likelihood("gaussian", 3)).__name__
+        'GaussianLikelihood'
+    """
+    if name not in LIKELIHOODS:
+        raise ValueError(f"likelihood is {name!r}, expected one of: {', '.join(LIKELIHOODS)}")
+    return LIKELIHOODS[name](channels)
+
+
+def make_theta(name: str | None, *, likelihood: str, channels: int, decoder: nn.Module, rank: int) -> Precision | Weights | None:
+    """What of a likelihood is random: "gamma" or "log_normal" for its precision, "weights" for the last layer, or nothing.
+
+    Raises:
+        ValueError: for an unknown name, a rank below 1, or a precision for a likelihood that has none.
+
+    Example:
+        >>> make_theta("gamma", likelihood="gaussian", channels=3, decoder=nn.Identity(), rank=1).size
+        3
+    """
+    if name is None:
+        return None
+    if name not in THETAS:
+        raise ValueError(f"theta is {name!r}, expected one of: {', '.join(THETAS)}")
+    if name == "weights":
+        if rank < 1:
+            raise ValueError(f"theta_rank is {rank}, expected 1 or more")
+        return Weights(decoder, rank)
+    if likelihood not in PRECISE:
+        raise ValueError(f"the likelihood {likelihood!r} has no precision to be random: choose {' or '.join(PRECISE)}")
+    return Precision(channels, name)

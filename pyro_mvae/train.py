@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ def train(
     batch_size: int = 64,
     lr: float = 4e-3,
     latent_dim: int = 16,
+    likelihood: str | None = None,
+    theta: str | None = None,
     size: int | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -52,6 +55,8 @@ def train(
         data, size: as `load_data`.
         model: "vae" or "mvae".
         epochs: when None, see `usual_epochs`.
+        likelihood, theta: as `VAE`; when None, the likelihood suits the data: "bernoulli" for digits, "logistic" for the rest.
+            Digits with another than "bernoulli" are grey, not binarised.
         device: "cpu", "cuda" or "cuda:1", …; under `torchrun`, "cuda" gives each process a device of its own.
         optimizer, guide_optimizer: of θ and φ: "adam", "adamw", "root-adam" (28), "rmsprop" or "sgd".
         guide_lr, kl_weight, clip, ema, precision, compile: as `fit`.
@@ -72,10 +77,10 @@ def train(
         raise ValueError(f"{path} exists: give another name, or --overwrite")
     kind = model_class(model)
     callbacks = [*([write_csv(history)] if history else []), *([write_tensorboard(tensorboard)] if tensorboard else [])]
-    images = load_data(data, size=size, seed=seed, progress=progress)
+    images = suited(load_data(data, size=size, seed=seed, progress=progress), likelihood)
     path.unlink(missing_ok=True)
     vae, _ = fit_stage(
-        initialized(kind, images, latent_dim=latent_dim, seed=seed).to(present(device)),
+        initialized(kind, images, latent_dim=latent_dim, seed=seed, likelihood=likelihood, theta=theta).to(present(device)),
         images,
         path,
         optimizer=optimizer_class(optimizer),
@@ -141,8 +146,16 @@ def usual_epochs(num_images: int, *, batch_size: int = 64) -> int:
     return max(8, math.ceil(1250 / num_batches(num_images, batch_size=batch_size)))
 
 
-def initialized(kind: type[VAE], data: Data, *, latent_dim: int = 16, seed: int = 0) -> VAE:
-    """A new model for a data set, its likelihood the one that suits it; its weights follow from the seed."""
+def suited(data: Data, likelihood: str | None) -> Data:
+    """The data as a likelihood wants them: grey where it is one of shades."""
+    return data if likelihood in (None, "bernoulli") else replace(data, binarization="none")
+
+
+def initialized(
+    kind: type[VAE], data: Data, *, latent_dim: int = 16, seed: int = 0, likelihood: str | None = None, theta: str | None = None
+) -> VAE:
+    """A new model for a data set, its likelihood the one that suits it unless told; its weights follow from the seed."""
+    likelihood = likelihood or ("bernoulli" if data.binarization == "dynamic" else "logistic")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(data.shape, latent_dim, likelihood="bernoulli" if data.binarization == "dynamic" else "logistic")
+        return kind(data.shape, latent_dim, likelihood=likelihood, theta=theta)

@@ -10,6 +10,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, fx, nn
 
+from pyro_mvae.likelihoods import Weights
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules
 from pyro_mvae.nets.quantized import is_quantized, quantized_pair
@@ -29,7 +30,7 @@ class PruneChannels:
         round_to: what the number of channels kept is a multiple of.
 
     Raises:
-        ValueError: for a ratio that can't be, a quantised model, or a layer that could not be pruned as asked.
+        ValueError: for a ratio that can't be, a quantised model, Bayesian weights, or a layer that could not be pruned as asked.
 
     Example:
         >>> from pyro_mvae.models import MVAE
@@ -50,6 +51,11 @@ class PruneChannels:
     def __call__(self, model: Model) -> Model:
         if is_quantized(model):
             raise ValueError("a quantised model can't be pruned: prune first, then quantise")
+        if isinstance(model.theta, Weights):
+            raise ValueError(
+                "Bayesian weights are tied to the channels of the decoder's last layer, which pruning changes: "
+                "prune a model with theta=None, or a random precision"
+            )
         model = copy.deepcopy(model)
         for net, example in model.deployable().values():
             prune(net, example, ratio=self.ratio, round_to=self.round_to)

@@ -23,7 +23,7 @@ class LatentVariableModel(Protocol):
     def parameters(self) -> Any: ...
     def prior(self, n: int) -> Any: ...
     def posterior(self, x: Tensor) -> Any: ...
-    def conditional(self, z: Tensor) -> Any: ...
+    def conditional(self, *z_and_theta: Tensor) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def negative_log_likelihood(
     description: str = "Likelihood",
 ) -> NLL:
     """−log p(x) ≈ −log 1/K Σₖ p(x|zₖ) p(zₖ) / q(zₖ|x), zₖ ~ q(z|x): above the truth on average, closer with more samples.
+
+    With a Bayesian likelihood θ′ is drawn and weighted alike: p(x|z, θ′) p(z) p(θ′) / (q(z|x) q(θ′|x)).
 
     Images are encoded once, whatever K is. With `binarization="dynamic"` they are binarised once, by `seed`, so that models are
     compared on the same zeros and ones. The noise follows from `seed` too; the global random state is left as it was.
@@ -81,10 +83,17 @@ def negative_log_likelihood(
 
 
 def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tensor:
-    """log p(x) of each datum, by importance sampling; (n,)."""
+    """log p(x) of each datum, by importance sampling over z, and θ′ where it is random; (n,)."""
     posterior = model.posterior(x)
     z = posterior.sample((num_samples,))
-    conditional = model.conditional(z.flatten(0, 1))
-    log_likelihood = conditional.log_prob(x.repeat(num_samples, 1, 1, 1)).view(num_samples, len(x))
-    weights = log_likelihood + model.prior(len(x)).log_prob(z) - posterior.log_prob(z)
+    weights = model.prior(len(x)).log_prob(z) - posterior.log_prob(z)
+    drawn = [z.flatten(0, 1)]
+    random: Any = getattr(model, "theta", None)
+    if random is not None:
+        theta_posterior: Any = model.theta_posterior(x)  # pyright: ignore[reportAttributeAccessIssue]
+        theta = theta_posterior.sample((num_samples,))
+        weights = weights + random.prior(len(x)).log_prob(theta) - theta_posterior.log_prob(theta)
+        drawn.append(theta.flatten(0, 1))
+    log_likelihood = model.conditional(*drawn).log_prob(x.repeat(num_samples, 1, 1, 1))
+    weights = weights + log_likelihood.view(num_samples, len(x))
     return torch.logsumexp(weights, 0) - math.log(num_samples)

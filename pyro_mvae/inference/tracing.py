@@ -24,6 +24,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 
+# What torch does not say of these: the shape of their results. Without it no pair with a Gamma, Beta, Dirichlet, StudentT or
+# Binomial site could be traced.
+SHAPES = torch.library.Library("aten", "IMPL", "Meta")
+SHAPES.impl("_standard_gamma_grad", lambda value, output: torch.empty_like(value))
+SHAPES.impl("_dirichlet_grad", lambda x, alpha, total: torch.empty_like(x))
+SHAPES.impl("_sample_dirichlet", lambda value, generator=None: torch.empty_like(value))
+SHAPES.impl("binomial", lambda count, prob, generator=None: torch.empty_like(count))
+
 
 class Untraceable(ValueError):
     """A pair that can't become a graph: what it does next depends on the value of a tensor."""

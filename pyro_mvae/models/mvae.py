@@ -14,7 +14,7 @@ class MVAE(VAE):
     z ~ N(0, I), x ~ p(x|z); q(z|x) = N(loc(x), scale(x)²).
 
     Args:
-        image_shape, latent_dim, likelihood: as `VAE`.
+        image_shape, latent_dim, likelihood, theta, theta_rank: as `VAE`.
         widths, hidden: of the mobile nets, see `MobileEncoder`; the defaults grow with the image.
 
     Example:
@@ -30,6 +30,8 @@ class MVAE(VAE):
         widths: Sequence[int] | None = None,
         hidden: int = 128,
         likelihood: str = "bernoulli",
+        theta: str | None = None,
+        theta_rank: int = 4,
     ):
         shape = checked_shape(image_shape)
         widths, latent_dim = tuple(widths or default_widths(shape)), positive(latent_dim, "latent_dim")
@@ -41,6 +43,8 @@ class MVAE(VAE):
             widths=widths,
             hidden=hidden,
             likelihood=likelihood,
+            theta=theta,
+            theta_rank=theta_rank,
             encoder=encoder,
             decoder=decoder,
         )

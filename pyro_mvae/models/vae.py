@@ -11,18 +11,24 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_mvae.likelihoods import BernoulliLikelihood, LogisticLikelihood
+from pyro_mvae.likelihoods import make_likelihood, make_theta
 from pyro_mvae.nets import ConvDecoder, ConvEncoder
 
 
 class VAE(nn.Module):
     """z ~ N(0, I), x ~ p(x|z); the guide is q(z|x) = N(loc(x), scale(x)²), reparameterised as (3): z = loc + scale ⊙ ε.
 
+    With a Bayesian likelihood, (6) to (12): θ′ ~ p(θ′), x ~ p(x|z, θ′), and the guide has q(θ′|x) as well, z and θ′ independent.
+
     Args:
         image_shape: (channels, height, width); 1 or 3 channels, 8 pixels or more a side.
         latent_dim: size of z.
         widths, hidden: of the convolutional nets, see `ConvEncoder`.
-        likelihood: "bernoulli" for binarised images, "logistic" for pixels of 256 levels.
+        likelihood: "bernoulli" for binarised images, "logistic" for pixels of 256 levels, "gaussian" or "continuous_bernoulli"
+            for densities.
+        theta: what of the likelihood is random, the site `theta`: the precision of the pixels, "gamma" or "log_normal", see
+            `Precision`; "weights" of the decoder's last layer, see `Weights`; nothing when None.
+        theta_rank: the rank of those weights.
         encoder, decoder: nets of your own instead: x → (loc, scale) and z → the likelihood's location.
 
     Shapes: x is (n, C, H, W) in [0, 1], z is (n, latent_dim).
@@ -49,6 +55,8 @@ class VAE(nn.Module):
         widths: Sequence[int] = (24, 48),
         hidden: int = 128,
         likelihood: str = "bernoulli",
+        theta: str | None = None,
+        theta_rank: int = 4,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ):
@@ -60,6 +68,8 @@ class VAE(nn.Module):
             "image_shape": list(self.image_shape),
             "latent_dim": latent_dim,
             "likelihood": likelihood,
+            "theta": theta,
+            "theta_rank": theta_rank,
             "widths": list(widths),
             "hidden": hidden,
         }
@@ -67,6 +77,9 @@ class VAE(nn.Module):
         self.encoder = encoder or ConvEncoder((channels, height, width), latent_dim, **sizes)
         self.decoder = decoder or ConvDecoder((channels, height, width), latent_dim, **sizes)
         self.likelihood = make_likelihood(likelihood, channels)
+        self.theta = make_theta(theta, likelihood=likelihood, channels=channels, decoder=self.decoder, rank=theta_rank)
+        if self.theta is not None:
+            self.encoder_theta = ConvEncoder((channels, height, width), self.theta.size, widths=(8, 16), hidden=32)
 
     def prior(self, n: int) -> TorchDistributionMixin:
         """p(z) for n data."""
@@ -78,25 +91,39 @@ class VAE(nn.Module):
         loc, scale = self.encoder(x)
         return dist.Normal(loc, scale).to_event(1)
 
-    def conditional(self, z: Tensor) -> TorchDistributionMixin:
-        """p(x|z)."""
-        return self.likelihood(self.decoder(z))
+    def theta_posterior(self, x: Tensor) -> TorchDistributionMixin:
+        """q(θ′|x), of a model with a Bayesian likelihood."""
+        assert self.theta is not None
+        return self.theta.posterior(*self.encoder_theta(x))
+
+    def conditional(self, z: Tensor, theta: Tensor | None = None) -> TorchDistributionMixin:
+        """p(x|z, θ′); where θ′ is random and not given, it is what the prior thinks usual."""
+        if self.theta is None:
+            return self.likelihood(self.decoder(z))
+        return self.theta.conditional(self.decoder, self.likelihood, z, self.theta.usual(z.shape[0]) if theta is None else theta)
 
     def model(self, x: Tensor) -> None:
-        """p(x, z), with sites `z` and `x` in the plate `data`."""
+        """p(x, z, θ′), with sites `z`, `theta` if it is random, and `x` in the plate `data`."""
         self.check(x)
         register("decoder", self.decoder)
         register("likelihood", self.likelihood)
+        if self.theta is not None:
+            register("theta", self.theta)
         with pyro.plate("data", x.shape[0]):
             z = pyro.sample("z", self.prior(x.shape[0]))
-            pyro.sample("x", self.conditional(z), obs=x)
+            theta = None if self.theta is None else pyro.sample("theta", self.theta.prior(x.shape[0]))
+            pyro.sample("x", self.conditional(z, theta), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        """q(z|x), with site `z` in the plate `data`."""
+        """q(z|x) and q(θ′|x), with sites `z` and `theta` in the plate `data`."""
         self.check(x)
         register("encoder", self.encoder)
+        if self.theta is not None:
+            register("encoder_theta", self.encoder_theta)
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", self.posterior(x))
+            if self.theta is not None:
+                pyro.sample("theta", self.theta_posterior(x))
 
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z|x); (n, latent_dim)."""
@@ -104,11 +131,28 @@ class VAE(nn.Module):
         return self.encoder(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        """The expected picture E[x|z] in [0, 1]; (n, C, H, W)."""
+        """σ(η), the location of p(x|z), as a picture in [0, 1]; (n, C, H, W)."""
         return self.decoder(z).sigmoid()
 
+    @torch.no_grad()
+    def predictive(self, x: Tensor, *, num_samples: int = 32) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each pixel of a new picture that has the code and the θ′ of `x`; (n, C, H, W) each.
+
+        Over z ~ q(z|x), θ′ ~ q(θ′|x) and x ~ p(x|z, θ′), by the law of total variance.
+        """
+        self.check(x)
+        posterior, means, variances = self.posterior(x), [], []
+        theta_posterior = None if self.theta is None else self.theta_posterior(x)
+        for _ in range(num_samples):
+            theta = None if theta_posterior is None else theta_posterior.sample()
+            conditional: Any = self.conditional(posterior.sample(), theta)
+            means.append(conditional.mean)
+            variances.append(conditional.variance)
+        mean = torch.stack(means)
+        return mean.mean(0), (torch.stack(variances).mean(0) + mean.var(0, correction=0)).sqrt()
+
     def generate(self, n: int) -> Tensor:
-        """Pictures E[x|z] with z drawn from the prior; (n, C, H, W)."""
+        """Pictures, decoded from z drawn from the prior; (n, C, H, W)."""
         return self.decode(self.prior(n).sample())
 
     def deployable(self) -> dict[str, tuple[nn.Module, Tensor]]:
@@ -156,11 +200,3 @@ def positive(number: int, name: str) -> int:
     if number < 1:
         raise ValueError(f"{name} is {number}, expected 1 or more")
     return number
-
-
-def make_likelihood(name: str, channels: int) -> nn.Module:
-    if name == BernoulliLikelihood.name:
-        return BernoulliLikelihood()
-    if name == LogisticLikelihood.name:
-        return LogisticLikelihood(channels)
-    raise ValueError(f"likelihood is {name!r}, expected {BernoulliLikelihood.name!r} or {LogisticLikelihood.name!r}")

@@ -92,7 +92,7 @@ def test_when_both_checkpoints_are_damaged_the_run_does_not_start(tmp_path):
     fit(workers.make(), workers.pictures(), **how)
     for path in (state, previous(state)):
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="previous.safetensors is damaged"):
+    with pytest.raises(ValueError, match=r"previous\.safetensors is damaged"):
         fit(workers.make(), workers.pictures(), **how, resume=True)
 
 

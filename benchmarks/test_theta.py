@@ -1,0 +1,50 @@
+"""What a Bayesian likelihood gains: the likelihood of test images with θ′ fixed and with q(θ′|x), and how well it knows its error.
+
+pytest benchmarks/ -k theta
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_mvae import MVAE, VAE, fit, load_data, negative_log_likelihood
+from pyro_mvae.train import initialized, suited, usual_epochs
+
+SEEDS = (0, 1)
+THETAS = (None, "gamma", "log_normal", "weights")
+
+
+def coverage(vae: VAE, images: Tensor) -> float:
+    """The share of pixels within two predictive standard deviations of their predictive mean; 0.954 for a normal."""
+    inside = []
+    for x in (images.float() / 255).split(100):
+        mean, sd = vae.predictive(x, num_samples=8)
+        inside.append((((x - mean).abs() <= 2 * sd).float().mean((1, 2, 3))))
+    return float(torch.cat(inside).mean())
+
+
+def spread_error(vae: VAE, images: Tensor) -> float:
+    """By how much the logarithm of an image's predictive error differs from that of its true error: root of the mean square."""
+    errors = []
+    for x in (images.float() / 255).split(100):
+        mean, sd = vae.predictive(x, num_samples=8)
+        errors.append(((x - mean).square().mean((1, 2, 3)).sqrt() / sd.square().mean((1, 2, 3)).sqrt()).log())
+    return float(torch.cat(errors).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("name", ["digits", "emoji"])
+def test_theta(name, record):
+    data = suited(load_data(name), "logistic")
+    rows = []
+    for theta in THETAS:
+        for seed in SEEDS:
+            vae = initialized(MVAE, data, seed=seed, likelihood="logistic", theta=theta)
+            fit(vae, data, epochs=usual_epochs(len(data.train)), lr=4e-3, seed=seed)
+            nll = negative_log_likelihood(vae, data.test.images, num_samples=50, seed=seed)
+            test = data.test.images[:500]
+            row = {"theta": theta, "seed": seed, "nll": round(nll.nats, 2), "bits_per_dim": round(nll.bits_per_dim, 5)}
+            rows.append(row | {"within_2_sd": round(coverage(vae, test), 4), "log_error": round(spread_error(vae, test), 4)})
+            print(rows[-1], flush=True)
+    record(f"theta-{name}", {"model": "MVAE, logistic likelihood, 50 importance samples, all test images", "rows": rows})
