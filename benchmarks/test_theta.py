@@ -1,4 +1,4 @@
-"""What a Bayesian likelihood gains: the likelihood of test images with θ′ fixed and with q(θ′|x), and how well it knows its error.
+"""What a Bayesian likelihood gains: the likelihood of test images, θ′ fixed or q(θ′|x), and how well it knows its error.
 
 pytest benchmarks/ -k theta
 """
@@ -21,7 +21,7 @@ def coverage(vae: VAE, images: Tensor) -> float:
     inside = []
     for x in (images.float() / 255).split(100):
         mean, sd = vae.predictive(x, num_samples=8)
-        inside.append((((x - mean).abs() <= 2 * sd).float().mean((1, 2, 3))))
+        inside.append(((x - mean).abs() <= 2 * sd).float().mean((1, 2, 3)))
     return float(torch.cat(inside).mean())
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_mvae.data import binarize
 from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.models import VAE
 
 
 @runtime_checkable
@@ -23,7 +24,7 @@ class LatentVariableModel(Protocol):
     def parameters(self) -> Any: ...
     def prior(self, n: int) -> Any: ...
     def posterior(self, x: Tensor) -> Any: ...
-    def conditional(self, *z_and_theta: Tensor) -> Any: ...
+    def conditional(self, z: Tensor) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,10 @@ def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int) -> Ten
     z = posterior.sample((num_samples,))
     weights = model.prior(len(x)).log_prob(z) - posterior.log_prob(z)
     drawn = [z.flatten(0, 1)]
-    random: Any = getattr(model, "theta", None)
-    if random is not None:
-        theta_posterior: Any = model.theta_posterior(x)  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(model, VAE) and model.theta is not None:
+        theta_posterior = model.theta_posterior(x)
         theta = theta_posterior.sample((num_samples,))
-        weights = weights + random.prior(len(x)).log_prob(theta) - theta_posterior.log_prob(theta)
+        weights = weights + model.theta.prior(len(x)).log_prob(theta) - theta_posterior.log_prob(theta)
         drawn.append(theta.flatten(0, 1))
     log_likelihood = model.conditional(*drawn).log_prob(x.repeat(num_samples, 1, 1, 1))
     weights = weights + log_likelihood.view(num_samples, len(x))
