@@ -192,9 +192,9 @@ USUAL_PRECISION = 100.0  # of pixels in [0, 1]: a scale of 0.1
 class Precision(nn.Module):
     """θ′ = τ, the precision of the pixels, for each image and channel: τ ~ Gamma(a, a / m), or LogNormal; (n, C).
 
-    m, the mean (the median of a LogNormal), and a, the concentration (1 / scale² of log τ), are parameters of θ, learnt for each
-    channel. With a Gaussian likelihood and Gamma, x is marginally of Student's t with 2a degrees of freedom: pixels that all the
-    images of a set share one precision for are modelled as if none were easier than others.
+    m, the mean (the median of a LogNormal), and a = 1 + 1 / spread² are parameters of θ, learnt for each channel; the scale of a
+    LogNormal is the spread. A Gamma with a ≤ 1 is left out: it draws τ so small that 1 / √τ has no gradient. With a Gaussian
+    likelihood and Gamma, x is marginally of Student's t with 2a degrees of freedom.
 
     Args:
         channels: C.
@@ -223,7 +223,7 @@ class Precision(nn.Module):
     def distribution(self, log_mean: Tensor, spread: Tensor) -> TorchDistributionMixin:
         if self.family == "log_normal":
             return dist.LogNormal(log_mean, spread, validate_args=False).to_event(1)
-        concentration = spread.clamp(1e-3, 1e3) ** -2
+        concentration = 1 + spread.clamp(1e-3, 1e3) ** -2
         return dist.Gamma(concentration, concentration * torch.exp(-log_mean), validate_args=False).to_event(1)
 
     def usual(self, n: int) -> Tensor:

@@ -188,7 +188,7 @@ def test_marginally_a_gaussian_with_random_precision_is_students_t():
     precision = Precision(1, "gamma")
     with torch.no_grad():
         precision.log_mean.fill_(0.0)
-        precision.log_spread.fill_(-0.5 * math.log(2.5))
+        precision.log_spread.fill_(-0.5 * math.log(1.5))
     tau = precision.prior(20_000).sample()[:, 0]
     x = torch.randn(20_000) * tau.rsqrt()
     assert stats.kstest(x.numpy(), stats.t(df=5).cdf).pvalue > 1e-4
