@@ -232,6 +232,42 @@ def test_train_writes_a_checkpoint(tmp_path):
     assert ".safetensors" in mistake("train", tmp_path / "x.pt")
 
 
+def test_train_with_everything(tmp_path):
+    folder, path, history = picture_folder(tmp_path / "pictures"), tmp_path / "vae.safetensors", tmp_path / "history.csv"
+    how = ["--epochs", 2, "--batch-size", 16, "--likelihood", "gaussian", "--theta", "log_normal", "--kl-weight", 0.5]
+    optimizers = ["--optimizer", "root-adam", "--guide-optimizer", "rmsprop", "--guide-lr", 1e-3, "--clip", 100, "--ema", 0.9]
+    logs = ["--history", history, "--tensorboard", tmp_path / "board", "--compile", "eager", "--device", "cpu"]
+    run("train", path, "--model", "mvae", "--data", f"folder:{folder}", "--size", 16, *how, *optimizers, *logs)
+    lines = history.read_text().splitlines()
+    assert lines[0].startswith("epoch,loss,kl,likelihood,theta_kl,learning_rate,guide_learning_rate,kl_weight")
+    assert len(lines) == 3
+    assert list((tmp_path / "board").iterdir())
+    assert load_model(path).config["theta"] == "log_normal"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimizer", "adma"], "unknown optimiser 'adma', expected one of: adam, adamw, root-adam, rmsprop, sgd"),
+        (["--theta", "gamma", "--likelihood", "bernoulli"], "'bernoulli' has no precision to be random"),
+        (["--precision", "half"], "precision is 'half'"),
+        (["--device", "gpu"], "there is no device 'gpu' here"),
+        (["--ema", "1"], "ema is 1.0"),
+        (["--clip", "0"], "clip is 0.0"),
+        (["--kl-weight", "-1"], "the weight of kl is -1.0"),
+        (["--compile", "fast"], "compile is 'fast'"),
+    ],
+)
+def test_mistakes_in_train(options, message, tmp_path):
+    assert message in mistake("train", tmp_path / "vae.safetensors", *options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
+def test_a_device_that_is_not_there(tmp_path):
+    assert "there is no device 'cuda' here" in mistake("train", tmp_path / "vae.safetensors", "--device", "cuda")
+
+
 def test_checkpoints_and_artifacts_that_do_not_fit(checkpoint, tmp_path):
     assert "no checkpoint at" in mistake("export-coreml", tmp_path / "none.safetensors", tmp_path / "x.mlpackage")
     assert "no artifact at" in mistake("verify", tmp_path / "x.pte", "--against", checkpoint)
