@@ -34,17 +34,17 @@ def spread_error(vae: VAE, images: Tensor) -> float:
     return float(torch.cat(errors).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("name", ["digits", "emoji"])
-def test_theta(name, record):
-    data = suited(load_data(name), "logistic")
+@pytest.mark.parametrize(("name", "likelihood"), [("digits", "gaussian"), ("digits", "logistic"), ("emoji", "logistic")])
+def test_theta(name, likelihood, record):
+    data = suited(load_data(name), likelihood)
     rows = []
     for theta in THETAS:
         for seed in SEEDS:
-            vae = initialized(MVAE, data, seed=seed, likelihood="logistic", theta=theta)
+            vae = initialized(MVAE, data, seed=seed, likelihood=likelihood, theta=theta)
             fit(vae, data, epochs=usual_epochs(len(data.train)), lr=4e-3, seed=seed)
             nll = negative_log_likelihood(vae, data.test.images, num_samples=50, seed=seed)
             test = data.test.images[:500]
             row = {"theta": theta, "seed": seed, "nll": round(nll.nats, 2), "bits_per_dim": round(nll.bits_per_dim, 5)}
             rows.append(row | {"within_2_sd": round(coverage(vae, test), 4), "log_error": round(spread_error(vae, test), 4)})
             print(rows[-1], flush=True)
-    record(f"theta-{name}", {"model": "MVAE, logistic likelihood, 50 importance samples, all test images", "rows": rows})
+    record(f"theta-{name}-{likelihood}", {"model": "MVAE, 50 importance samples, all test images", "rows": rows})

@@ -187,6 +187,9 @@ LIKELIHOODS: dict[str, Callable[[int], nn.Module]] = {
 }
 PRECISE = ("gaussian", "logistic")
 USUAL_PRECISION = 100.0  # of pixels in [0, 1]: a scale of 0.1
+RELUCTANCE = 0.05
+"""By how much less than the net says a guide moves the precision of an image: one that followed the first, bad reconstructions at
+once would find every image hard, and the code would never be asked for more."""
 
 
 class Precision(nn.Module):
@@ -218,7 +221,7 @@ class Precision(nn.Module):
 
     def posterior(self, loc: Tensor, scale: Tensor) -> TorchDistributionMixin:
         """q(θ′|x) from what the guide's net says of each image: the location of log τ, from the usual one, and its spread."""
-        return self.distribution(loc + math.log(USUAL_PRECISION), scale)
+        return self.distribution(RELUCTANCE * loc + math.log(USUAL_PRECISION), 0.1 * scale)
 
     def distribution(self, log_mean: Tensor, spread: Tensor) -> TorchDistributionMixin:
         if self.family == "log_normal":

@@ -14,7 +14,17 @@ from torch import nn
 
 from pyro_mvae import MVAE, VAE, Objective, PruneChannels, fit, load_model, negative_log_likelihood, save_model
 from pyro_mvae.inference import compile_gradients
-from pyro_mvae.likelihoods import LIKELIHOODS, PRECISE, THETAS, ContinuousBernoulli, Logistic, Precision, Weights, make_likelihood
+from pyro_mvae.likelihoods import (
+    LIKELIHOODS,
+    PRECISE,
+    RELUCTANCE,
+    THETAS,
+    ContinuousBernoulli,
+    Logistic,
+    Precision,
+    Weights,
+    make_likelihood,
+)
 
 BAYESIAN = [(name, theta) for name in LIKELIHOODS for theta in THETAS if theta == "weights" or name in PRECISE]
 
@@ -168,7 +178,7 @@ def test_an_amortised_guide_learns_the_posterior_of_the_precision(family):
         def posterior(self, x):
             statistic = torch.log(self.b + 0.5 * (x - self.mu).square().sum(1, keepdim=True))
             loc, log_spread = self.encoder(statistic).chunk(2, dim=1)
-            return precision.posterior(loc - math.log(100.0), log_spread.exp())
+            return precision.posterior((loc - math.log(100.0)) / RELUCTANCE, 10 * log_spread.exp())
 
     pair = Learning()
     graph = compile_gradients(Objective(pair), oracle.draw(4)[1])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import pyro_mvae
 from pyro_mvae.cli import main
@@ -26,11 +27,14 @@ def test_commands_can_be_parsed(line):
     main.commands[name].make_context(name, arguments)
 
 
-def test_the_example_runs(tmp_path, monkeypatch):
+def test_the_examples_run(tmp_path, monkeypatch):
     few = pyro_mvae.load_data("digits")
     few = replace(few, train=replace(few.train, images=few.train.images[:64], labels=None))
     monkeypatch.setattr(pyro_mvae, "load_data", lambda spec: few)
     monkeypatch.chdir(tmp_path)
-    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    whole_way, _, training = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names = {"torch": torch}
+    exec(compile(whole_way, "README.md", "exec"), names)
     assert (tmp_path / "decoder.pte").exists()
+    exec(compile(training, "README.md", "exec"), names)
+    assert (tmp_path / "history.csv").exists()
