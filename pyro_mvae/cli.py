@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def versions() -> str:
 
 @contextmanager
 def progress_bars(*, shown: bool = True):
-    """Bars with the time left, on standard error; nothing when that is no terminal."""
+    """Bars with the time left, and notes such as how long compiling took, on standard error; nothing when that is no terminal."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:24}"),
@@ -41,7 +42,15 @@ def progress_bars(*, shown: bool = True):
         def track(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
             return bars.track(steps, total=total, description=description)
 
-        yield track
+        notes = logging.Handler(logging.INFO)
+        notes.emit = lambda record: None if bars.disable else bars.console.print(record.getMessage(), style="dim", markup=False)
+        logger = logging.getLogger("pyro_mvae")
+        logger.addHandler(notes)
+        logger.setLevel(logging.INFO)
+        try:
+            yield track
+        finally:
+            logger.removeHandler(notes)
 
 
 class Verb(click.Command):

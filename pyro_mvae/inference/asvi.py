@@ -30,6 +30,7 @@ from pyro_mvae.inference.parallel import Parallel, ProcessLost
 from pyro_mvae.inference.penalties import Penalty
 from pyro_mvae.inference.precision import PRECISIONS, require
 from pyro_mvae.inference.run import Run
+from pyro_mvae.inference.tracing import own_noise
 from pyro_mvae.inference.tuning import TEST_LOSS, Controller, OneCycle, check
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ def fit(
         seconds_between=checkpoint_seconds,
         parallel=parallel,
     )
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), delayed_interrupt() as interrupted:
+    with own_noise(), delayed_interrupt() as interrupted:
         torch.manual_seed(seed)
         if resume and run.path and files.exists(run.path):
             run.load()
@@ -214,7 +215,7 @@ def negative_bound(model: nn.Module, images: Tensor, *, binarization: str = "non
     device, was_training = next(model.parameters()).device, model.training
     xs = binarize(images, seed=seed) if binarization == "dynamic" else images.float() / 255
     objective, total = Objective(model.eval()), 0.0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with own_noise():
         torch.manual_seed(seed)
         for x in xs.split(chunk):
             total += float(objective(x.to(device))["loss"]) * len(x)

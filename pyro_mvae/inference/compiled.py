@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_mvae.inference.surrogate import differentiable_loss
-from pyro_mvae.inference.tracing import Untraceable, batch_size, has_batch, layout_of, stand_ins, trace
+from pyro_mvae.inference.tracing import Untraceable, batch_size, has_batch, layout_of, own_noise, stand_ins, trace
 
 Terms = dict[str, Tensor]
 BACKENDS = ("inductor", "eager")
@@ -180,7 +180,7 @@ class EagerElbo:
 
     def rehearse(self, example: Sequence[Any]) -> float:
         """Run the pair, once for its parameters to be made and once for its loss from noise of seed 0; all else is put back."""
-        with torch.random.fork_rng(devices=[]), Undone() as undone:
+        with own_noise(), Undone() as undone:
             with pyro.poutine.trace(param_only=True) as used:
                 self(*example)
             torch.manual_seed(0)
@@ -245,7 +245,7 @@ class CompiledElbo:
 
     def check(self, example: tuple[Any, ...], expected: float) -> None:
         """Raise Untraceable unless the graph gives Pyro's loss for the same noise."""
-        with torch.random.fork_rng(devices=[]):
+        with own_noise():
             torch.manual_seed(0)
             loss = float(self.graph(*self.inputs(example)).detach())
         if not torch.isclose(torch.tensor(loss), torch.tensor(expected), rtol=1e-4, atol=1e-6, equal_nan=True):

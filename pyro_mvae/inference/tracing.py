@@ -5,7 +5,7 @@ from __future__ import annotations
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +47,7 @@ def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
     """
     last = LastSite()
     try:
-        with traceable(), last, torch.random.fork_rng(devices=[]):
+        with traceable(), last, own_noise():
             return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         place = line_of_user(error)
@@ -56,6 +56,11 @@ def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
         reached = f", after site {last.site!r}" if last.site else ""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Untraceable(f"{place}{reached}: {reason}") from error
+
+
+def own_noise() -> AbstractContextManager[None]:
+    """Leaves the random states of the CPU and of all GPUs as they were."""
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
 
 
 class LastSite(Messenger):
