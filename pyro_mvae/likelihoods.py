@@ -21,6 +21,8 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+USUAL_PRECISION = 100.0  # of pixels in [0, 1]: a scale of 0.1
+
 
 class Logistic(TorchDistribution):
     """A logistic distribution rounded to the 256 levels k / 255 of a pixel; what lies beyond 0 and 1 counts to them.
@@ -138,7 +140,7 @@ class ContinuousBernoulliLikelihood(nn.Module):
 
 
 class GaussianLikelihood(nn.Module):
-    """x ~ N(σ(η), 1/τ), for grey and colour images; one precision τ a channel, a parameter of θ unless it is given.
+    """x ~ N(σ(η), s²), for grey and colour images; a scale s a channel, a parameter of θ unless a precision τ is given: s = 1/√τ.
 
     Example:
         >>> GaussianLikelihood(3)(torch.zeros(2, 3, 8, 8)).event_shape
@@ -146,19 +148,19 @@ class GaussianLikelihood(nn.Module):
     """
 
     name = "gaussian"
+    family: Callable[..., Any] = dist.Normal
 
     def __init__(self, channels: int):
         super().__init__()
-        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(0.1)))
+        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), -0.5 * math.log(USUAL_PRECISION)))
 
     def forward(self, eta: Tensor, precision: Tensor | None = None) -> TorchDistributionMixin:
-        return dist.Normal(eta.sigmoid(), scale_of(self.log_scale, precision), validate_args=False).to_event(3)
+        scale = self.log_scale.exp() if precision is None else precision.rsqrt()[..., None, None]
+        return self.family(eta.sigmoid(), scale, validate_args=False).to_event(3)
 
 
-class LogisticLikelihood(nn.Module):
-    """x ~ Logistic(σ(η), s) on 256 levels, for grey and colour images; one scale s a channel, a parameter of θ unless τ is given.
-
-    With a precision τ, s = 1 / √τ.
+class LogisticLikelihood(GaussianLikelihood):
+    """x ~ Logistic(σ(η), s) on 256 levels, for grey and colour images; s as in `GaussianLikelihood`.
 
     Example:
         >>> LogisticLikelihood(3)(torch.zeros(2, 3, 8, 8)).event_shape
@@ -166,17 +168,7 @@ class LogisticLikelihood(nn.Module):
     """
 
     name = "logistic"
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.full((channels, 1, 1), math.log(0.1)))
-
-    def forward(self, eta: Tensor, precision: Tensor | None = None) -> TorchDistributionMixin:
-        return Logistic(eta.sigmoid(), scale_of(self.log_scale, precision), validate_args=False).to_event(3)
-
-
-def scale_of(log_scale: Tensor, precision: Tensor | None) -> Tensor:
-    return log_scale.exp() if precision is None else precision.rsqrt()[..., None, None]
+    family = Logistic
 
 
 LIKELIHOODS: dict[str, Callable[[int], nn.Module]] = {
@@ -186,7 +178,6 @@ LIKELIHOODS: dict[str, Callable[[int], nn.Module]] = {
     "logistic": LogisticLikelihood,
 }
 PRECISE = ("gaussian", "logistic")
-USUAL_PRECISION = 100.0  # of pixels in [0, 1]: a scale of 0.1
 RELUCTANCE = 0.05
 """By how much less than the net says a guide moves the precision of an image: one that followed the first, bad reconstructions at
 once would find every image hard, and the code would never be asked for more."""

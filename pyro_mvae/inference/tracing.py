@@ -18,19 +18,32 @@ import pyro.util
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, fx
+from torch import Tensor, _meta_registrations, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import dirichlet as torch_dirichlet
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 
-# What torch does not say of these: the shape of their results. Without it no pair with a Gamma, Beta, Dirichlet, StudentT or
-# Binomial site could be traced.
+# The shape of what these return, which torch does not know: no pair with a Gamma, StudentT or Binomial site could be traced.
 SHAPES = torch.library.Library("aten", "IMPL", "Meta")
 SHAPES.impl("_standard_gamma_grad", lambda value, output: torch.empty_like(value))
 SHAPES.impl("_dirichlet_grad", lambda x, alpha, total: torch.empty_like(x))
-SHAPES.impl("_sample_dirichlet", lambda value, generator=None: torch.empty_like(value))
 SHAPES.impl("binomial", lambda count, prob, generator=None: torch.empty_like(count))
+
+# Draws from Dirichlet and Beta distributions: torch's own with its gradient, as one operation that a graph can hold.
+dirichlet = torch.library.custom_op(
+    "pyro_mvae::dirichlet",
+    lambda concentration: torch.ops.aten._sample_dirichlet(concentration),
+    mutates_args=(),
+    schema="(Tensor concentration) -> Tensor",
+    tags=[torch.Tag.nondeterministic_seeded],
+)
+dirichlet.register_fake(torch.empty_like)
+dirichlet.register_autograd(
+    lambda ctx, gradient: torch_dirichlet._Dirichlet_backward(*ctx.saved_tensors, gradient),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output, *inputs),  # pyright: ignore[reportCallIssue]
+)
 
 
 class Untraceable(ValueError):
@@ -133,9 +146,21 @@ def traceable() -> Iterator[None]:
             stack.enter_context(mock.patch.object(pyro.util, name, return_value=False))
         stack.enter_context(mock.patch.object(CondIndepStackFrame, "_key", key))
         stack.enter_context(mock.patch.object(pyro.ops.einsum, "contract_expression", contract_expression_of_a_size))
+        stack.enter_context(mock.patch.object(torch._C, "_infer_size", torch.broadcast_shapes))
+        stack.enter_context(mock.patch.object(torch_dirichlet._Dirichlet, "apply", dirichlet))
         stack.enter_context(mock.patch.object(pyro.infer.util, "torch", InATrace()))
+        stack.enter_context(mock.patch.object(_meta_registrations, "_linalg_broadcast_batch_dims_name", broadcast_batches))
         stack.enter_context(mock.patch.object(pyro.infer.util.Dice, "compute_expectation", with_fixed_shapes))
         yield
+
+
+def broadcast_batches(a: Tensor, b: Tensor, name: str | None) -> tuple[Tensor, Tensor]:
+    """Two stacks of matrices with the same batch dimensions, as torch has it, which takes a list and a tuple for different."""
+    if name:
+        _meta_registrations.linearSolveCheckInputs(a, b, name)
+    sizes = _meta_registrations._linalg_broadcast_batch_dims(a, b)
+    first, second = (x if tuple(size) == tuple(x.shape) else x.expand(size) for x, size in zip((a, b), sizes, strict=True))
+    return first, second
 
 
 class InATrace:

@@ -149,6 +149,45 @@ def subsampled():
     return model, guide, (torch.arange(7),)
 
 
+def correlated():
+    """A posterior with a full covariance for each datum."""
+    decoder, encoder = nn.Linear(3, 2), nn.Linear(2, 3)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.MultivariateNormal(torch.zeros(x.shape[0], 3), torch.eye(3)))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        tril = pyro.param("tril", 0.3 * torch.randn(3, 3)).tril(-1) + torch.eye(3)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.MultivariateNormal(encoder(x), scale_tril=encoder(x).exp()[..., None] * tril))
+
+    return model, guide, (torch.randn(5, 2),)
+
+
+def gradients_by_implicit_differentiation():
+    """Sites whose samples torch differentiates through their distribution function."""
+
+    def model(x):
+        shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3)))
+        odds = pyro.sample("odds", dist.Beta(2.0, 3.0))
+        with pyro.plate("data", x.shape[0]):
+            precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
+            pyro.sample("x", dist.Normal(shares[..., 0] + odds, precision.rsqrt()), obs=x)
+
+    def guide(x):
+        concentrations = pyro.param("concentrations", torch.tensor([1.5, 2.0, 3.0]), constraint=constraints.positive)
+        pyro.sample("shares", dist.Dirichlet(concentrations))
+        pyro.sample("odds", dist.Beta(concentrations[0], concentrations[1]))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("precision", dist.Gamma(concentrations[2] + x.square(), concentrations[1]))
+
+    return model, guide, (torch.randn(5),)
+
+
 def convolutional():
     """Batch normalisation, whose buffers each step writes to."""
     vae = VAE((1, 8, 8), 4, widths=(4,), hidden=8)
@@ -175,5 +214,7 @@ PAIRS = {
     ],
     enumerated_in_the_model: [TraceEnum_ELBO()],
     subsampled: [Trace_ELBO(), TraceMeanField_ELBO()],
+    correlated: [Trace_ELBO(), TraceMeanField_ELBO()],
+    gradients_by_implicit_differentiation: [Trace_ELBO(), TraceMeanField_ELBO(), Trace_ELBO(num_particles=2, **VECTORIZED)],
     convolutional: [Trace_ELBO(), TraceMeanField_ELBO()],
 }
