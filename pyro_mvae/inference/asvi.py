@@ -142,8 +142,13 @@ def fit(
     rates = {"lr": lr, "guide_lr": guide_lr or lr}
     settings = {"epochs": epochs, "batch_size": batch_size, **rates, "clip": clip, "ema": ema, "precision": precision}
     settings |= {"optimizer": described(optimizer), "guide_optimizer": described(guide_optimizer), "num_images": len(images)}
-    settings |= {"penalties": repr(list(penalties)), "kl_weight": kl_weight, "theta_kl_weight": theta_kl_weight, "seed": seed}
-    settings |= {"controllers": repr(list(controllers))}
+    settings |= {
+        "penalties": [named(each) for each in penalties],
+        "kl_weight": kl_weight,
+        "theta_kl_weight": theta_kl_weight,
+        "seed": seed,
+    }
+    settings |= {"controllers": [named(each) for each in controllers]}
 
     model.train()
     run = Run(
@@ -228,6 +233,11 @@ def stop(run: Run) -> None:
     run.write(run.state())
     kept = f"the state is in {run.path}" if run.path else "no checkpoint was asked for"
     raise Interrupted(f"stopped at step {run.step} of epoch {run.epoch + 1}; {kept}", run.path)
+
+
+def named(value: object) -> str:
+    """What a checkpoint says of a value, to know it again: its `repr`, or its class's name where it has none of its own."""
+    return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else repr(value)
 
 
 def check_settings(**settings: float | None) -> None:

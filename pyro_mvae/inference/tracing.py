@@ -41,8 +41,8 @@ dirichlet = torch.library.custom_op(
 )
 dirichlet.register_fake(torch.empty_like)
 dirichlet.register_autograd(
-    lambda ctx, gradient: torch_dirichlet._Dirichlet_backward(*ctx.saved_tensors, gradient),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output, *inputs),  # pyright: ignore[reportCallIssue]
+    lambda ctx, gradient: torch_dirichlet._Dirichlet_backward(ctx.saved_tensors[0], ctx.saved_tensors[1], gradient),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output, *inputs),
 )
 
 

@@ -138,14 +138,16 @@ def test_a_controlled_run_that_is_resumed_is_controlled_as_before(images, tmp_pa
         assert torch.equal(a, b)
 
 
-def test_a_controller_of_ones_own(images):
+def test_a_controller_of_ones_own(images, tmp_path):
     class Halve:
         knob, moment = "lr", "epoch"
 
         def __call__(self, now, memory):
             return Change(now.value / 2, "an epoch is over")
 
-    history = fit(small(), images[:64], epochs=3, controllers=[Halve()])
+    state = tmp_path / "state.safetensors"
+    fit(small(), images[:64], epochs=3, controllers=[Halve()], checkpoint=state)
+    history = fit(small(), images[:64], epochs=3, controllers=[Halve()], checkpoint=state, resume=True)
     assert history["learning_rate"].tolist() == pytest.approx([3e-3, 1.5e-3, 0.75e-3])
     assert len(history.attrs["changes"]) == 3
 
