@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pyro_mvae import MVAE, VAE, PruneChannels, Quantize, export, models
-from pyro_mvae.inference import penalties
+from pyro_mvae.inference import penalties, tuning
 
 SHAPES = [(1, 16, 16), (3, 17, 20)]
 
@@ -34,6 +34,15 @@ PENALTIES: dict[str, Callable[[VAE], penalties.Penalty]] = {
     "Round": lambda teacher: penalties.Round(1e-2, bits=4),
     "Distill": lambda teacher: penalties.Distill(0.5, teacher),
     "Sparse": lambda teacher: penalties.Sparse(0.1),
+}
+
+CONTROLLERS: dict[str, tuning.Controller] = {
+    "OneCycle": tuning.OneCycle(),
+    "WarmUp": tuning.WarmUp("kl", epochs=2),
+    "Plateau": tuning.Plateau(patience=1, least=1e9),
+    "GrowBatch": tuning.GrowBatch(64, patience=1, least=1e9),
+    "EarlyStopping": tuning.EarlyStopping(patience=1, least=1e9),
+    "Multiplier": tuning.Multiplier("kl", "kl", 2.0),
 }
 
 PASSES: dict[str, Callable[[VAE], VAE]] = {

@@ -1,6 +1,6 @@
 from pyro_mvae import compress, export, models
 from pyro_mvae.compress import passes
-from pyro_mvae.inference import penalties
+from pyro_mvae.inference import penalties, tuning
 from tests import catalog
 
 
@@ -11,6 +11,11 @@ def test_every_model_has_an_entry():
 def test_every_penalty_has_an_entry():
     defined = catalog.public_functions(penalties) - {"weights", "channel_axis", "Penalty"}
     assert defined == set(catalog.REGULARIZERS) | set(catalog.PENALTIES)
+
+
+def test_every_controller_has_an_entry():
+    classes = {name for name in catalog.public_functions(tuning) if isinstance(getattr(tuning, name), type)}
+    assert classes - {"Now", "Change", "Controller"} == set(catalog.CONTROLLERS)
 
 
 def test_every_pass_has_an_entry():

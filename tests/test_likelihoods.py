@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
 
@@ -92,6 +92,20 @@ def test_plain_pyro_trains_theta_too(theta):
     SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(x)
     skipped = {"likelihood.log_scale"} if theta != "weights" else set()  # its place is taken by the precision
     assert {name for name, value in vae.named_parameters() if torch.equal(value, before[name])} == skipped
+
+
+@pytest.mark.parametrize("theta", THETAS)
+def test_the_graph_of_a_bayesian_likelihood_is_pyros_bound(theta):
+    """Loss and every gradient, for a batch that was not traced with."""
+    vae, x = vae_with("gaussian", theta), torch.rand(5, 3, 16, 16)
+    step = compile_gradients(Objective(vae), x[:2])
+    torch.manual_seed(3)
+    terms, gradients = step(x)
+    torch.manual_seed(3)
+    theirs = TraceMeanField_ELBO().differentiable_loss(vae.model, vae.guide, x) / 5
+    torch.testing.assert_close(terms["loss"], theirs.detach(), rtol=1e-5, atol=0)
+    for a, b in zip(gradients, torch.autograd.grad(theirs, list(vae.parameters()), materialize_grads=True), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()) + 1e-6)
 
 
 @pytest.mark.parametrize("theta", THETAS)

@@ -17,19 +17,49 @@ from pyro_mvae.likelihoods import BernoulliLikelihood, LogisticLikelihood
 from tests.catalog import MODELS, PENALTIES, REGULARIZERS
 
 
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.booleans())
-@settings(max_examples=15, deadline=None)
-def test_gradients_against_finite_differences(ins, outs, kernel, transposed):
+@given(st.sampled_from(["l1", "group_l1"]), st.integers(1, 3), st.integers(1, 5), st.integers(1, 3), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_gradients_against_finite_differences(name, ins, outs, kernel, transposed):
     torch.manual_seed(ins + 10 * outs)
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     net = kind(ins, outs, kernel, dtype=torch.float64)
 
     def penalised(weight):
         net.__dict__["_parameters"]["weight"] = weight
-        return penalties.l1(penalties.weights(net))
+        return REGULARIZERS[name](net, torch.zeros(1, 4))
 
     weight = torch.where(net.weight.abs() < 0.01, 0.1, net.weight).detach().requires_grad_()
     assert torch.autograd.gradcheck(penalised, (weight,))
+
+
+@given(st.integers(2, 8), st.integers(1, 4), st.integers(1, 6))
+@settings(max_examples=30, deadline=None)
+def test_the_gradient_of_rounding_is_that_of_the_distance_to_a_fixed_point(bits, outs, ins):
+    """Finite differences with w_q held where it is: what stopping its gradient means."""
+    torch.manual_seed(bits + 10 * outs + 100 * ins)
+    net = nn.Linear(ins, outs, bias=False, dtype=torch.float64)
+    penalties.quantization_error(net, bits=bits).backward()
+    w, levels, step = net.weight.detach(), 2 ** (bits - 1) - 1, 1e-6
+    scale = w.abs().amax(1, keepdim=True) / levels
+    fixed = torch.round(w / scale) * scale
+    rises = ((w + step - fixed).abs() - (w - step - fixed).abs()) / (2 * step)
+    apart = (w - fixed).abs() > 2 * step
+    torch.testing.assert_close(net.weight.grad[apart], rises[apart], rtol=1e-4, atol=1e-6)
+
+
+@given(st.integers(1, 4), st.integers(1, 6))
+@settings(max_examples=20, deadline=None)
+def test_gradients_of_divergence_and_sparsity_against_finite_differences(n, d):
+    torch.manual_seed(n + 10 * d)
+    loc, log_scale, z = torch.randn(3, n, d, dtype=torch.float64, requires_grad=True).unbind()
+
+    def distilled(loc, log_scale):
+        teacher = dist.Normal(torch.ones(n, d, dtype=torch.float64), 0.5).to_event(1)
+        return penalties.divergence(teacher, dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    assert torch.autograd.gradcheck(distilled, (loc.detach().requires_grad_(), log_scale.detach().requires_grad_()))
+    away = torch.where(z.abs() < 0.01, 0.1, z).detach().requires_grad_()
+    assert torch.autograd.gradcheck(penalties.sparsity, (away,))
 
 
 def test_quantization_error_is_the_distance_and_its_gradient_the_sign():

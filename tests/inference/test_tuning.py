@@ -1,5 +1,6 @@
 """Controllers: each alone on made-up histories, and in a run."""
 
+import json
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from pyro_mvae import Interrupted, fit, penalties, tuning
 from pyro_mvae.inference.tuning import Change, Now
-from tests.catalog import MODELS
+from tests.catalog import CONTROLLERS, MODELS
 from tests.inference.mishaps import interrupt_at
 
 
@@ -30,6 +31,20 @@ def asked(controller, losses, *, value=1.0):
         value = value if change is None else change.value
         said.append(None if change is None else change.value)
     return said
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_every_controller_changes_a_run_and_can_be_rebuilt(name, images):
+    """The same run without it ends elsewhere; its memory is what JSON can hold."""
+    controller, how = CONTROLLERS[name], {"epochs": 3, "batch_size": 32, "test": images[64:128]}
+    plain, changed = small(), small()
+    fit(plain, images[:64], controllers=(), **how)
+    fit(changed, images[:64], controllers=[controller], **how)
+    assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), changed.parameters(), strict=True))
+    assert eval(repr(controller), vars(tuning)) == controller
+    memory = {}
+    controller(now(losses=[3.0, 4.0], terms={"kl": 3.0}), memory)
+    assert json.loads(json.dumps(memory)) == memory
 
 
 def test_one_cycle_rises_and_falls():
