@@ -190,7 +190,7 @@ def train(*, checkpoint: str, **settings: Any) -> None:
     """Train a model and write CHECKPOINT, a .safetensors file.
 
     \b
-    Examples:
+    Example:
       pyro-mvae train vae.safetensors --data digits --epochs 10
       torchrun --nproc_per_node 2 -m pyro_mvae train vae.safetensors
     """
