@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,30 @@ RESULTS = Path(__file__).parent / "results"
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Benchmarks run alone."""
     return 0
+
+
+@pytest.fixture
+def measured() -> Callable[..., list[dict[str, Any]]]:
+    """Measure case after case, each once: a benchmark that was cut short goes on where it stopped.
+
+    Rows wait in `results/NAME.partial.jsonl`, to be removed by whoever wants to begin anew, until all are there.
+    """
+
+    def measured(name: str, cases: Iterable[dict[str, Any]], measure: Callable[..., Mapping[str, Any]]) -> list[dict[str, Any]]:
+        partial, rows = RESULTS / f"{name}.partial.jsonl", []
+        done = [json.loads(line) for line in partial.read_text().splitlines()] if partial.exists() else []
+        for case in cases:
+            row = next((row for row in done if case.items() <= row.items()), None)
+            if row is None:
+                row = {**case, **measure(**case)}
+                with partial.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            rows.append(row)
+            print(row, flush=True)
+        partial.unlink(missing_ok=True)
+        return rows
+
+    return measured
 
 
 @pytest.fixture

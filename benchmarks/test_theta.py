@@ -5,6 +5,8 @@ pytest benchmarks/ -k theta
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,16 +37,17 @@ def spread_error(vae: VAE, images: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("name", "likelihood"), [("digits", "gaussian"), ("digits", "logistic"), ("emoji", "logistic")])
-def test_theta(name, likelihood, record):
+def test_theta(name, likelihood, measured, record):
     data = suited(load_data(name), likelihood)
-    rows = []
-    for theta in THETAS:
-        for seed in SEEDS:
-            vae = initialized(MVAE, data, seed=seed, likelihood=likelihood, theta=theta)
-            fit(vae, data, epochs=usual_epochs(len(data.train)), lr=4e-3, seed=seed)
-            nll = negative_log_likelihood(vae, data.test.images, num_samples=50, seed=seed)
-            test = data.test.images[:500]
-            row = {"theta": theta, "seed": seed, "nll": round(nll.nats, 2), "bits_per_dim": round(nll.bits_per_dim, 5)}
-            rows.append(row | {"within_2_sd": round(coverage(vae, test), 4), "log_error": round(spread_error(vae, test), 4)})
-            print(rows[-1], flush=True)
-    record(f"theta-{name}-{likelihood}", {"model": "MVAE, 50 importance samples, all test images", "rows": rows})
+
+    def measure(theta: str | None, seed: int) -> dict[str, Any]:
+        vae = initialized(MVAE, data, seed=seed, likelihood=likelihood, theta=theta)
+        fit(vae, data, epochs=usual_epochs(len(data.train)), lr=4e-3, seed=seed)
+        nll = negative_log_likelihood(vae, data.test.images, num_samples=50, seed=seed)
+        test = data.test.images[:500]
+        row = {"nll": round(nll.nats, 2), "bits_per_dim": round(nll.bits_per_dim, 5)}
+        return row | {"within_2_sd": round(coverage(vae, test), 4), "log_error": round(spread_error(vae, test), 4)}
+
+    title = f"theta-{name}-{likelihood}"
+    rows = measured(title, [{"theta": theta, "seed": seed} for theta in THETAS for seed in SEEDS], measure)
+    record(title, {"model": "MVAE, 50 importance samples, all test images", "rows": rows})

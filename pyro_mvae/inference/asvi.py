@@ -33,6 +33,8 @@ from pyro_mvae.inference.run import Run
 from pyro_mvae.inference.tracing import own_noise
 from pyro_mvae.inference.tuning import TEST_LOSS, Controller, OneCycle, check
 
+KEPT = ("last", "best")
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,6 +62,7 @@ def fit(
     controllers: Sequence[Controller] = (OneCycle(),),
     clip: float | None = None,
     ema: float | None = None,
+    keep: str = "last",
     precision: str = "float32",
     test: Tensor | None = None,
     seed: int = 0,
@@ -94,8 +97,11 @@ def fit(
             learning rate by default, () for none.
         clip: the largest norm of the gradient of all parameters; what is longer is shortened to it.
         ema: the decay of a moving average of the weights, such as 0.999, which the model is given at the end.
+        keep: the weights that the model has at the end: "last", or "best", those with the best bound on test images after an
+            epoch; then images to report a likelihood on should be others.
         precision: "float32", or "bfloat16" for mixed precision: the nets compute in bfloat16, all else in float32.
-        test: images that the bound is measured on after each epoch; those of a `Data` when a controller asks for them.
+        test: images that the bound is measured on after each epoch; when None, those of a `Data` where a controller or `keep`
+            asks for them.
         compile: how the graph is run: "eager" or "inductor", see `compile_gradients`; "auto" measures both where the run is long
             enough to win back the time that compiling takes, and keeps to "eager" otherwise. A run that is resumed goes on as it
             began, unless told otherwise.
@@ -127,10 +133,14 @@ def fit(
     check_choice("compile", compile, ("auto", *BACKENDS))
     check_choice("layout", layout, ("auto", *LAYOUTS))
     check_choice("precision", precision, PRECISIONS)
+    check_choice("keep", keep, KEPT)
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"ema is {ema}, expected a decay between 0 and 1, such as 0.999")
-    if test is None and isinstance(data, Data) and any(getattr(each, "on", None) == TEST_LOSS for each in controllers):
+    wants_test = keep == "best" or any(getattr(each, "on", None) == TEST_LOSS for each in controllers)
+    if test is None and isinstance(data, Data) and wants_test:
         test = data.test.images
+    if keep == "best" and test is None:
+        raise ValueError('keep="best" needs the bound on test images: give fit a Data, or test=')
     device = next(model.parameters()).device
     require(precision, device)
     objective = Objective(model, penalties, kl_weight=kl_weight, theta_kl_weight=theta_kl_weight, precision=precision)
@@ -140,7 +150,15 @@ def fit(
         raise ValueError(f"{parallel.size} processes can't share batches of {min(batch_size, len(images))}: give larger ones")
     guide_optimizer = guide_optimizer or optimizer
     rates = {"lr": lr, "guide_lr": guide_lr or lr}
-    settings = {"epochs": epochs, "batch_size": batch_size, **rates, "clip": clip, "ema": ema, "precision": precision}
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        **rates,
+        "clip": clip,
+        "ema": ema,
+        "keep": keep,
+        "precision": precision,
+    }
     settings |= {"optimizer": described(optimizer), "guide_optimizer": described(guide_optimizer), "num_images": len(images)}
     settings |= {
         "penalties": [named(each) for each in penalties],
@@ -157,6 +175,7 @@ def fit(
         settings,
         controllers=controllers,
         average=copy.deepcopy(model).requires_grad_(False) if ema else None,
+        best=copy.deepcopy(model).requires_grad_(False) if keep == "best" else None,
         path=Path(checkpoint) if checkpoint else None,
         seconds_between=checkpoint_seconds,
         parallel=parallel,
@@ -187,8 +206,7 @@ def fit(
             raise
     run.keep()
     run.write()
-    if run.average is not None:
-        files.fill(model, run.average.state_dict(), source="the average")
+    model.load_state_dict(run.result.state_dict())
     laid_out(model.eval(), "contiguous")
     frame = pd.DataFrame(run.history)
     frame.attrs = {"changes": run.changes, "how": run.how}
@@ -206,8 +224,7 @@ def chosen(run: Run, images: Tensor, *, backend: str, layout: str) -> dict[str, 
 
 def finish_epoch(run: Run, test: Tensor | None, binarization: str, callbacks: Sequence[Callback]) -> None:
     """Measure the bound on test images, close the epoch, and call who wants to know."""
-    evaluated = run.average if run.average is not None else run.model
-    bound = None if test is None else negative_bound(evaluated, test, binarization=binarization, seed=run.settings["seed"])
+    bound = None if test is None else negative_bound(run.evaluated, test, binarization=binarization, seed=run.settings["seed"])
     row = run.finish_epoch(bound)
     if run.parallel.rank == 0:
         for callback in callbacks:

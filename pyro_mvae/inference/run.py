@@ -45,6 +45,7 @@ class Run:
         peaks: the learning rates of θ and φ that `factors` multiply.
         factors: what each controller of the learning rate has set, by its place among the controllers, and "rollback".
         memories: what each controller remembers.
+        average, best: the moving average of the weights, and those with the best bound on test images, where they are kept.
         history: a row an epoch.
         changes: what controllers changed, and why.
         how: the backend and the memory format that the run began with; empty before they are chosen.
@@ -58,12 +59,14 @@ class Run:
         *,
         controllers: Sequence[Controller] = (),
         average: nn.Module | None = None,
+        best: nn.Module | None = None,
         path: Path | None = None,
         seconds_between: float = 60.0,
         parallel: Parallel | None = None,
     ):
         self.objective, self.optimizers, self.settings = objective, optimizers, settings
-        self.controllers, self.average, self.path = tuple(controllers), average, path
+        self.controllers, self.path = tuple(controllers), path
+        self.average, self.best = average, best
         self.seconds_between, self.parallel = seconds_between, parallel or Parallel()
         self.peaks = {side: float(optimizer.param_groups[0]["lr"]) for side, optimizer in optimizers.items()}
         self.factors: dict[str, float] = {}
@@ -71,6 +74,7 @@ class Run:
         self.epoch, self.step, self.seconds, self.batch_size = 0, 0, 0.0, int(settings["batch_size"])
         self.epochs, self.rollbacks = int(settings["epochs"]), 0
         self.first_likelihood: float | None = None
+        self.best_loss: float | None = None
         self.epoch_sums: dict[str, float] = {}
         self.window_sums: dict[str, Tensor] = {}
         self.window_images = 0
@@ -84,6 +88,21 @@ class Run:
     @property
     def model(self) -> nn.Module:
         return self.objective.vae
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is measured on test images: the average of the weights, if one is kept."""
+        return self.model if self.average is None else self.average
+
+    @property
+    def result(self) -> nn.Module:
+        """What the model is to be in the end."""
+        return self.evaluated if self.best is None else self.best
+
+    @property
+    def copies(self) -> dict[str, nn.Module]:
+        """The copies of the model that are kept beside it."""
+        return {name: copy for name, copy in {"average": self.average, "best": self.best}.items() if copy is not None}
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -208,6 +227,9 @@ class Run:
         row: dict[str, Any] = {"epoch": self.epoch, **{name: terms.pop(name) for name in ("loss", "kl", "likelihood")}, **terms}
         if test_loss is not None:
             row["test_loss"] = test_loss
+            if self.best is not None and (self.best_loss is None or test_loss < self.best_loss):
+                self.best_loss = test_loss
+                self.best.load_state_dict(self.evaluated.state_dict())
         row |= {RATES[side]: optimizer.param_groups[0]["lr"] for side, optimizer in self.optimizers.items()}
         row |= {f"{name}_weight": float(value) for name, value in self.objective.weights.items() if name in self.epoch_sums}
         row |= {"batch_size": self.batch_size, "seconds": self.seconds, "images_per_second": count / max(self.seconds, 1e-9)}
@@ -268,8 +290,8 @@ class Run:
     def state(self) -> State:
         """Everything that the rest of the run depends on: tensors, and what JSON can hold."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for kind, copy in self.copies.items():
+            tensors |= {f"{kind}.{name}": value for name, value in copy.state_dict().items()}
         tensors |= {f"window.{name}": value for name, value in self.window_sums.items()}
         numbers: dict[str, Any] = {}
         for side, optimizer in self.optimizers.items():
@@ -316,7 +338,7 @@ class Run:
     def restore(self, state: State) -> None:
         """Take up a state."""
         tensors, description = state
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "window": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "best": {}, "window": {}}
         states: dict[str, dict[int, dict[str, Any]]] = {side: {} for side in self.optimizers}
         for name, value in [*tensors.items(), *description["numbers"].items()]:
             group, _, key = name.partition(".")
@@ -326,8 +348,8 @@ class Run:
                 index, _, key = key.partition(".")
                 states[group].setdefault(int(index), {})[key] = value
         files.fill(self.model, groups["model"], source=self.path)
-        if self.average is not None:
-            files.fill(self.average, groups["average"], source=self.path)
+        for kind, copy in self.copies.items():
+            files.fill(copy, groups[kind], source=self.path)
         self.window_sums = {name: value.clone() for name, value in groups["window"].items()}
         for side, optimizer in self.optimizers.items():
             owned = optimizer.param_groups[0]["params"]
@@ -347,7 +369,8 @@ class Run:
 
 
 POSITION = (
-    *("epoch", "step", "seconds", "batch_size", "epochs", "rollbacks", "first_likelihood", "epoch_sums", "window_images"),
+    *("epoch", "step", "seconds", "batch_size", "epochs", "rollbacks", "first_likelihood", "best_loss"),
+    *("epoch_sums", "window_images"),
     *("factors", "memories", "history", "changes", "how"),
 )
 """What of a run JSON can hold."""

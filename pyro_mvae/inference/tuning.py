@@ -163,7 +163,10 @@ class GrowBatch:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """The run ends when `on` was not bettered by `least` for `patience` epochs."""
+    """The run ends when `on` was not bettered by `least` for `patience` epochs.
+
+    The model has its last weights then; `fit(..., keep="best")` gives it those of the best epoch.
+    """
 
     patience: int = 5
     on: str = TEST_LOSS

@@ -1,5 +1,6 @@
 """Controllers: each alone on made-up histories, and in a run."""
 
+import copy
 import json
 import math
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from pyro_mvae import Interrupted, fit, penalties, tuning
+from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.inference.tuning import Change, Now
 from tests.catalog import CONTROLLERS, MODELS
 from tests.inference.mishaps import interrupt_at
@@ -127,6 +129,25 @@ def test_the_batch_grows_and_the_run_stops_early_and_says_why(images):
     assert reasons[0] == "test_loss was not bettered for 1 epochs"
     assert "at best" in reasons[-1]
     assert history["test_loss"].notna().all()
+
+
+def test_the_best_weights_are_kept_though_the_run_goes_on_to_worse_ones(images, tmp_path):
+    """The rate grows until the run is spoilt; also for a run that was interrupted after its best epoch."""
+    spoil = tuning.WarmUp("lr", epochs=6, start=0.1, end=30.0)
+    how = {"epochs": 6, "batch_size": 32, "controllers": [spoil], "keep": "best", "test": images[128:]}
+    whole, part, seen, state = small(), small(), [], tmp_path / "state.safetensors"
+    history = fit(whole, images[:128], **how, callbacks=[lambda model, row: seen.append(copy.deepcopy(model.state_dict()))])
+    best = int(history["test_loss"].idxmin())
+    assert best < 5
+    assert negative_bound(whole, images[128:]) == pytest.approx(history["test_loss"].min())
+    with pytest.raises(Interrupted):
+        fit(small(), images[:128], **how, checkpoint=state, progress=interrupt_at(4 * (best + 1) + 1))
+    fit(part, images[:128], **how, checkpoint=state, resume=True)
+    for expected, a, b in zip(seen[best].values(), whole.state_dict().values(), part.state_dict().values(), strict=True):
+        assert torch.equal(a, expected)
+        assert torch.equal(b, expected)
+    with pytest.raises(ValueError, match="needs the bound on test images"):
+        fit(small(), images[:128], keep="best")
 
 
 def test_a_warm_up_of_the_kl_shows_in_the_history(images):
