@@ -27,15 +27,21 @@ from pyro_mvae.inference import (
     write_tensorboard,
 )
 from pyro_mvae.inference.checkpoint import load_model, save_model
-from pyro_mvae.models import MVAE, VAE
+from pyro_mvae.models import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, VaDE
 from pyro_mvae.report import Report
 from pyro_mvae.train import train
 
 __all__ = [
+    "GMVAE",
     "MVAE",
+    "SVAE",
     "VAE",
+    "VAEGAN",
+    "VQVAE",
+    "BetaVAE",
     "BudgetError",
     "Data",
+    "InfoVAE",
     "Interrupted",
     "Objective",
     "PruneChannels",
@@ -43,6 +49,7 @@ __all__ = [
     "Report",
     "RootAdam",
     "Split",
+    "VaDE",
     "Verification",
     "__version__",
     "build",

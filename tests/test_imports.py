@@ -16,7 +16,7 @@ LAYERS = [
     {"export"},
     {"inference"},
     {"models"},
-    {"likelihoods", "nets", "data"},
+    {"likelihoods", "nets", "data", "distributions"},
     {"atomic", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

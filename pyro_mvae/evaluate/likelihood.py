@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pyro_mvae.data import binarize
 from pyro_mvae.data.progress import Track, untracked
-from pyro_mvae.models import VAE
 
 
 @runtime_checkable
@@ -22,8 +21,7 @@ class LatentVariableModel(Protocol):
 
     def train(self, mode: bool = True) -> Any: ...
     def parameters(self) -> Any: ...
-    def prior(self, n: int) -> Any: ...
-    def posterior(self, x: Tensor) -> Any: ...
+    def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]: ...
     def conditional(self, z: Tensor) -> Any: ...
 
 
@@ -84,16 +82,7 @@ def negative_log_likelihood(
 
 
 def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tensor:
-    """log p(x) of each datum, by importance sampling over z, and θ′ where it is random; (n,)."""
-    posterior = model.posterior(x)
-    z = posterior.sample((num_samples,))
-    weights = model.prior(len(x)).log_prob(z) - posterior.log_prob(z)
-    drawn = [z.flatten(0, 1)]
-    if isinstance(model, VAE) and model.theta is not None:
-        theta_posterior = model.theta_posterior(x)
-        theta = theta_posterior.sample((num_samples,))
-        weights = weights + model.theta.prior(len(x)).log_prob(theta) - theta_posterior.log_prob(theta)
-        drawn.append(theta.flatten(0, 1))
-    log_likelihood = model.conditional(*drawn).log_prob(x.repeat(num_samples, 1, 1, 1))
-    weights = weights + log_likelihood.view(num_samples, len(x))
-    return torch.logsumexp(weights, 0) - math.log(num_samples)
+    """log p(x) of each datum, by importance sampling over all that is latent; (n,)."""
+    latents, weights = model.propose(x, num_samples)
+    log_likelihood = model.conditional(*(value.flatten(0, 1) for value in latents)).log_prob(x.repeat(num_samples, 1, 1, 1))
+    return torch.logsumexp(weights + log_likelihood.view(num_samples, len(x)), 0) - math.log(num_samples)

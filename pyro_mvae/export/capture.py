@@ -17,15 +17,14 @@ PRECISIONS = ("float32", "float16", "int8")
 
 
 class EncoderGraph(nn.Module):
-    """Raw pixels, 0–255, → loc and scale of q(z|x)."""
+    """Raw pixels, 0–255, → loc and scale of q(z|x); loc alone where there is no scale."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        loc, scale = self.net(image * (1 / 255))
-        return loc, scale
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        return self.net(image * (1 / 255))
 
 
 class DecoderGraph(nn.Module):
@@ -82,7 +81,8 @@ def capture(model: VAE, part: str, *, precision: str) -> Capture:
     net, example = model.deployable()[part]
     net = at_precision(net, precision).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     if part == "encoder":
-        return Capture(part, precision, EncoderGraph(net).eval(), example, "image", ("loc", "scale"))
+        outputs = ("loc", "scale") if isinstance(model.encoder(example), tuple) else ("loc",)
+        return Capture(part, precision, EncoderGraph(net).eval(), example, "image", outputs)
     return Capture(part, precision, DecoderGraph(net).eval(), example, "z", ("image",))
 
 

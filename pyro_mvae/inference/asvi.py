@@ -112,9 +112,10 @@ def fit(
         resume: go on from `checkpoint` if it is there; the parameters then come out as if nothing had happened.
         progress: shows how far it is: takes the steps, `description` and their number, gives the steps on.
 
-    Returns: the history, a row per epoch: epoch, loss, kl, likelihood, theta_kl if there is one and each penalty R (nats per
-        datum), test_loss if asked for, learning_rate and guide_learning_rate, the weights β and λ, batch_size, seconds and
-        images_per_second. Its `attrs` hold "changes", what controllers changed and why, and "how", the backend and memory format.
+    Returns: the history, a row per epoch: epoch, loss, kl, likelihood, theta_kl if there is one, each factor of the model and
+        each penalty R (nats per datum), test_loss if asked for, the model's diagnostics, both learning rates, the weights β and
+        λ, batch_size, seconds and images_per_second. Its `attrs` hold "changes", what controllers changed and why, and "how",
+        the backend and memory format.
 
     Raises:
         ValueError: for settings that can't be, images of another shape, or a checkpoint of other settings.

@@ -2,45 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer.enum import get_importance_trace
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
+from pyro.infer.util import Dice
+from pyro.ops import packed
+from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_mvae.inference.penalties import Penalty, Sites
 from pyro_mvae.inference.precision import nets_in
+from pyro_mvae.models.weighted import Weighted
 
 THETA = "theta"
 """The site of a Bayesian likelihood's parameters θ′; every other latent site is part of the code."""
 
 
-def bound_terms(model_sites: Sites, guide_sites: Sites) -> dict[str, Tensor]:
-    """−E_q[log p(x|z, θ′)], KL(q(z|x) ‖ p(z)) and KL(q(θ′|x) ‖ p(θ′)), (5) and (8), summed over the batch, from traces of a pair.
+Pair = tuple[Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A part of what is minimised, summed over the batch: as it is, and as the model's own weights have it."""
+
+    value: Tensor
+    weighted: Tensor
+
+    def __add__(self, other: Term) -> Term:
+        return Term(self.value + other.value, self.weighted + other.weighted)
+
+    def per(self, n: int) -> Term:
+        """A share of it."""
+        return Term(self.value / n, self.weighted / n)
+
+
+def bound_terms(model: Trace, guide: Trace) -> dict[str, Term]:
+    """−E_q[log p(x|z, θ′)], KL(q(z|x) ‖ p(z)) and KL(q(θ′|x) ‖ p(θ′)), (5) and (8), from traces of a pair; factors by name.
 
     A KL is in closed form, (4) and (11), where there is one, else estimated from the same sample, as `TraceMeanField_ELBO` has
-    it; the sum of the terms is the loss that it returns for the same noise. "theta_kl" is there when there is a site `theta`.
+    it; the sum of the weighted terms is the loss that it returns for the same noise. Where the guide enumerates a site, all is as
+    `TraceEnum_ELBO` has it: expected under the guide exactly. "theta_kl" is there when there is a site `theta`, a
+    `pyro.factor` in the model counts negative, in the guide positive.
     """
-    like = next(site["log_prob_sum"] for site in model_sites.values() if site["type"] == "sample" and site["is_observed"])
-    terms = {"likelihood": torch.zeros_like(like), "kl": torch.zeros_like(like)}
-    for name, site in model_sites.items():
-        if site["type"] == "sample" and site["is_observed"]:
-            terms["likelihood"] = terms["likelihood"] - site["log_prob_sum"]
-        elif site["type"] == "sample" and name in guide_sites:
-            term = "theta_kl" if name == THETA else "kl"
-            terms[term] = terms.get(term, torch.zeros_like(like)) + kl_of(site, guide_sites[name])
-    return terms
+    groups = grouped(dict(model.nodes), dict(guide.nodes))
+    if any(map(is_enumerated, guide.nodes.values())):
+        return enumerated_terms(groups, model, guide)
+    like = groups["likelihood"][0][0]["log_prob_sum"]
+    nothing = Term(torch.zeros_like(like), torch.zeros_like(like))
+    return {name: functools.reduce(Term.__add__, (term_of(*pair) for pair in pairs), nothing) for name, pairs in groups.items()}
 
 
-def kl_of(model_site: Sites, guide_site: Sites) -> Tensor:
-    try:
-        return kl_divergence(guide_site["fn"], model_site["fn"]).sum()
-    except NotImplementedError:
-        return guide_site["log_prob_sum"] - model_site["log_prob_sum"]
+def grouped(model: Sites, guide: Sites) -> dict[str, list[Pair]]:
+    """The sites that each term is made of: one of the model, one of the guide, or two that have a KL."""
+    groups: dict[str, list[Pair]] = {"likelihood": [], "kl": []}
+    for name, site in model.items():
+        if is_sample(site) and site["is_observed"]:
+            groups.setdefault(name if is_factor(site) else "likelihood", []).append((site, None))
+        elif is_sample(site) and name in guide:
+            groups.setdefault("theta_kl" if name == THETA else "kl", []).append((site, guide[name]))
+    for name, site in guide.items():
+        if is_sample(site) and is_factor(site):
+            groups.setdefault(name, []).append((None, site))
+    return groups
+
+
+def is_sample(site: Any) -> bool:
+    return site["type"] == "sample"
+
+
+def is_enumerated(site: Any) -> bool:
+    return is_sample(site) and site["infer"].get("_enumerate_dim") is not None
+
+
+def is_factor(site: Any) -> bool:
+    return isinstance(site["fn"], dist.Unit)
+
+
+def term_of(model_site: Any, guide_site: Any) -> Term:
+    """log q − log p of two sites, or their KL where it has a closed form."""
+    if model_site and guide_site:
+        try:
+            kl = kl_divergence(guide_site["fn"], model_site["fn"])
+            return Term(kl.sum(), scale_and_mask(kl, guide_site["scale"], guide_site["mask"]).sum())
+        except NotImplementedError:
+            pass
+    return functools.reduce(
+        Term.__add__, [log_prob(site, sign) for site, sign in ((guide_site, 1), (model_site, -1)) if site is not None]
+    )
+
+
+def log_prob(site: Any, sign: int) -> Term:
+    return Term(sign * site["unscaled_log_prob"].sum(), sign * site["log_prob_sum"])
+
+
+def enumerated_terms(groups: Mapping[str, Sequence[Pair]], model: Trace, guide: Trace) -> dict[str, Term]:
+    """Each term's expectation under the sites that the guide enumerates."""
+    guide.pack_tensors()
+    model.pack_tensors(guide.plate_to_symbol)
+
+    def ordinal(site: Any) -> frozenset[str]:
+        return frozenset(guide.plate_to_symbol[frame.name] for frame in site["cond_indep_stack"] if frame.vectorized)
+
+    weights = Dice(guide, {name: ordinal(site) for name, site in guide.nodes.items() if is_sample(site)})
+
+    def expected(pairs: Sequence[Pair], kind: str) -> Tensor:
+        costs: dict[frozenset[str], list[Tensor]] = {}
+        for model_site, guide_site in pairs:
+            if model_site:
+                costs.setdefault(ordinal(model_site), []).append(packed.neg(model_site["packed"][kind]))
+            if guide_site:
+                costs.setdefault(ordinal(guide_site), []).append(guide_site["packed"][kind])
+        return torch.as_tensor(weights.compute_expectation(costs))
+
+    return {name: Term(*(expected(pairs, kind) for kind in ("unscaled_log_prob", "log_prob"))) for name, pairs in groups.items()}
 
 
 class Objective(nn.Module):
@@ -49,7 +131,7 @@ class Objective(nn.Module):
     The weights are buffers, so that they can be changed while a graph that was traced with them goes on: see `weights`.
 
     Args:
-        vae: a Pyro pair: an `nn.Module` with `model(x)` and `guide(x)`.
+        vae: a Pyro pair: an `nn.Module` with `model(x)` and `guide(x)`, and with `max_plate_nesting` where its plates are nested.
         penalties: the regularisers λR, see `pyro_mvae.inference.penalties`.
         kl_weight: β, of every latent site but `theta`; 1 for the bound.
         theta_kl_weight: β′, of the site `theta`; 1 for the bound (8), 0 for the paper's (7), which drops that KL.
@@ -100,21 +182,33 @@ class Objective(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         pair: tuple[Any, Any] = (self.vae.model, self.vae.guide)
         with nets_in(self.precision, self.vae):
-            traces = get_importance_trace("flat", float("inf"), *pair, (x,), {})
+            traces = importance_traces(*pair, x, max_plate_nesting=getattr(self.vae, "max_plate_nesting", 1))
         sites: tuple[Sites, Sites] = (dict(traces[0].nodes), dict(traces[1].nodes))
-        terms = {name: term / x.shape[0] for name, term in bound_terms(*sites).items()}
-        terms |= {penalty.name: penalty(self.vae, x, *sites) for penalty in self.penalties}
+        terms = {name: term.per(x.shape[0]) for name, term in bound_terms(*traces).items()}
+        for penalty in self.penalties:
+            value = penalty(self.vae, x, *sites)
+            terms[penalty.name] = Term(value, value)
         weights = self.weights
-        weighted = [weights[name] * term if name in weights else term for name, term in terms.items()]
-        return {"loss": torch.stack(weighted).sum(), **terms}
+        weighted = [weights[name] * term.weighted if name in weights else term.weighted for name, term in terms.items()]
+        return {"loss": torch.stack(weighted).sum(), **{name: term.value for name, term in terms.items()}}
 
 
-Pair = tuple[Callable[..., Any], Callable[..., Any]]
+def importance_traces(
+    model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, *, max_plate_nesting: int = 1
+) -> tuple[Trace, Trace]:
+    """Traces of a model, run against its guide, and of the guide; sites it marks for parallel enumeration are enumerated.
+
+    Args:
+        max_plate_nesting: how many plates are inside of each other; dimensions to the left of theirs are for enumeration.
+    """
+    enumerated: Any = EnumMessenger()(model)
+    enumerating: Any = EnumMessenger(first_available_dim=-1 - max_plate_nesting)(guide)
+    return get_importance_trace("flat", max_plate_nesting, enumerated, enumerating, (x,), {})
 
 
 def kl_weighted(
     model: Callable[..., Any], guide: Callable[..., Any], *, weight: float, sites: Sequence[str] | None = None
-) -> Pair:
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """A pair whose KL counts `weight` times: the β of a β-VAE or a warm-up, under any of Pyro's bounds, 0 included.
 
     The log-probability of each latent site is scaled in the model and in the guide alike. In the model alone it would bias
@@ -154,17 +248,3 @@ def kl_weighted(
             return model(*args, **kwargs)
 
     return weighted_model, weighted_guide
-
-
-class Weighted(Messenger):
-    """Scales the latent sites that `chosen` names by a weight, and notes them in `seen`."""
-
-    def __init__(self, weight: float, chosen: Callable[[str], bool], *, seen: set[str] | None = None):
-        super().__init__()
-        self.weight, self.chosen, self.seen = weight, chosen, seen
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and not site_is_subsample(msg) and self.chosen(msg["name"]):
-            msg["scale"] = msg["scale"] * self.weight
-            if self.seen is not None:
-                self.seen.add(msg["name"])

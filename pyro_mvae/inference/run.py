@@ -230,6 +230,8 @@ class Run:
             if self.best is not None and (self.best_loss is None or test_loss < self.best_loss):
                 self.best_loss = test_loss
                 self.best.load_state_dict(self.evaluated.state_dict())
+        diagnostics = getattr(self.model, "diagnostics", dict)
+        row |= diagnostics()
         row |= {RATES[side]: optimizer.param_groups[0]["lr"] for side, optimizer in self.optimizers.items()}
         row |= {f"{name}_weight": float(value) for name, value in self.objective.weights.items() if name in self.epoch_sums}
         row |= {"batch_size": self.batch_size, "seconds": self.seconds, "images_per_second": count / max(self.seconds, 1e-9)}

@@ -2,10 +2,17 @@
 
 import difflib
 
+from pyro_mvae.models.beta_vae import BetaVAE
+from pyro_mvae.models.gmvae import GMVAE
+from pyro_mvae.models.info_vae import InfoVAE
 from pyro_mvae.models.mvae import MVAE
+from pyro_mvae.models.s_vae import SVAE
+from pyro_mvae.models.vade import VaDE
 from pyro_mvae.models.vae import VAE
+from pyro_mvae.models.vae_gan import VAEGAN
+from pyro_mvae.models.vq_vae import VQVAE
 
-__all__ = ["MVAE", "VAE"]
+__all__ = ["GMVAE", "MVAE", "SVAE", "VAE", "VAEGAN", "VQVAE", "BetaVAE", "InfoVAE", "VaDE"]
 
 
 def model_class(name: str) -> type[VAE]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -12,7 +12,9 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mvae.likelihoods import make_likelihood, make_theta
-from pyro_mvae.nets import ConvDecoder, ConvEncoder
+from pyro_mvae.models.weighted import Weighted
+from pyro_mvae.nets import ConvEncoder, make_nets
+from pyro_mvae.nets.kinds import usual_sizes
 
 
 class VAE(nn.Module):
@@ -23,12 +25,14 @@ class VAE(nn.Module):
     Args:
         image_shape: (channels, height, width); 1 or 3 channels, 8 pixels or more a side.
         latent_dim: size of z.
-        widths, hidden: of the convolutional nets, see `ConvEncoder`.
+        net: "conv", "mobile" or "mlp", see `pyro_mvae.nets`.
+        widths, hidden: sizes of these nets, see `ConvEncoder` and `MLPEncoder`; usual ones when None.
         likelihood: "bernoulli" for binarised images, "logistic" for pixels of 256 levels, "gaussian" or "continuous_bernoulli"
             for densities.
         theta: what of the likelihood is random, the site `theta`: the precision of the pixels, "gamma" or "log_normal", see
             `Precision`; "weights" of the decoder's last layer, see `Weights`; nothing when None.
         theta_rank: the rank of those weights.
+        num_scales: how many scales the encoder gives, where it is not one for each dimension of z: for posteriors of your own.
         encoder, decoder: nets of your own instead: x → (loc, scale) and z → the likelihood's location.
 
     Shapes: x is (n, C, H, W) in [0, 1], z is (n, latent_dim).
@@ -52,34 +56,38 @@ class VAE(nn.Module):
         image_shape: Sequence[int],
         latent_dim: int = 16,
         *,
-        widths: Sequence[int] = (24, 48),
-        hidden: int = 128,
+        net: str = "conv",
+        widths: Sequence[int] | None = None,
+        hidden: int | None = None,
         likelihood: str = "bernoulli",
         theta: str | None = None,
         theta_rank: int = 4,
+        num_scales: int | None = None,
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
     ):
         super().__init__()
-        self.image_shape = channels, height, width = checked_shape(image_shape)
+        self.image_shape = shape = checked_shape(image_shape)
         self.latent_dim = positive(latent_dim, "latent_dim")
+        self.kl_weight = 1.0
         self.passes: tuple[str, ...] = ()
+        usual = usual_sizes(net, shape)
+        sizes: dict[str, Any] = {"widths": list(usual[0] if widths is None else widths), "hidden": hidden or usual[1]}
         self.config: dict[str, Any] = {
-            "image_shape": list(self.image_shape),
+            "image_shape": list(shape),
             "latent_dim": latent_dim,
+            "net": net,
+            **sizes,
             "likelihood": likelihood,
             "theta": theta,
             "theta_rank": theta_rank,
-            "widths": list(widths),
-            "hidden": hidden,
         }
-        sizes: dict[str, Any] = {"widths": widths, "hidden": hidden}
-        self.encoder = encoder or ConvEncoder((channels, height, width), latent_dim, **sizes)
-        self.decoder = decoder or ConvDecoder((channels, height, width), latent_dim, **sizes)
-        self.likelihood = make_likelihood(likelihood, channels)
-        self.theta = make_theta(theta, likelihood=likelihood, channels=channels, decoder=self.decoder, rank=theta_rank)
+        nets = (encoder, decoder) if encoder and decoder else make_nets(net, shape, latent_dim, num_scales=num_scales, **sizes)
+        self.encoder, self.decoder = encoder or nets[0], decoder or nets[1]
+        self.likelihood = make_likelihood(likelihood, shape[0])
+        self.theta = make_theta(theta, likelihood=likelihood, channels=shape[0], decoder=self.decoder, rank=theta_rank)
         if self.theta is not None:
-            self.encoder_theta = ConvEncoder((channels, height, width), self.theta.size, widths=(8, 16), hidden=32)
+            self.encoder_theta = ConvEncoder(shape, self.theta.size, widths=(8, 16), hidden=32)
 
     def prior(self, n: int) -> TorchDistributionMixin:
         """p(z) for n data."""
@@ -102,28 +110,42 @@ class VAE(nn.Module):
             return self.likelihood(self.decoder(z))
         return self.theta.conditional(self.decoder, self.likelihood, z, self.theta.usual(z.shape[0]) if theta is None else theta)
 
-    def model(self, x: Tensor) -> None:
-        """p(x, z, θ′), with sites `z`, `theta` if it is random, and `x` in the plate `data`."""
+    def model(self, x: Tensor) -> Tensor:
+        """p(x, z, θ′), with sites `z`, `theta` if it is random, and `x` in the plate `data`; returns z."""
         self.check(x)
-        register("decoder", self.decoder)
-        register("likelihood", self.likelihood)
-        if self.theta is not None:
-            register("theta", self.theta)
+        self.register(guide=False)
         with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", self.prior(x.shape[0]))
+            with Weighted(self.kl_weight):
+                z = pyro.sample("z", self.prior(x.shape[0]))
             theta = None if self.theta is None else pyro.sample("theta", self.theta.prior(x.shape[0]))
             pyro.sample("x", self.conditional(z, theta), obs=x)
+        return z
 
     def guide(self, x: Tensor) -> None:
         """q(z|x) and q(θ′|x), with sites `z` and `theta` in the plate `data`."""
         self.check(x)
-        register("encoder", self.encoder)
-        if self.theta is not None:
-            register("encoder_theta", self.encoder_theta)
+        self.register(guide=True)
         with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", self.posterior(x))
+            with Weighted(self.kl_weight):
+                pyro.sample("z", self.posterior(x))
             if self.theta is not None:
                 pyro.sample("theta", self.theta_posterior(x))
+
+    def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What `conditional` needs, drawn from the guide, and log p(z, θ′) − log q(z, θ′|x): for importance sampling.
+
+        Images are encoded once, whatever the number of samples K is.
+
+        Shapes: (n, C, H, W) → (K, n, …) each, (K, n).
+        """
+        posterior = self.posterior(x)
+        z = posterior.sample((num_samples,))
+        weights = self.prior(x.shape[0]).log_prob(z) - posterior.log_prob(z)
+        if self.theta is None:
+            return (z,), weights
+        theta_posterior = self.theta_posterior(x)
+        theta = theta_posterior.sample((num_samples,))
+        return (z, theta), weights + self.theta.prior(x.shape[0]).log_prob(theta) - theta_posterior.log_prob(theta)
 
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z|x); (n, latent_dim)."""
@@ -155,6 +177,10 @@ class VAE(nn.Module):
         """Pictures, decoded from z drawn from the prior; (n, C, H, W)."""
         return self.decode(self.prior(n).sample())
 
+    def diagnostics(self) -> dict[str, float]:
+        """What else is worth a column of the history."""
+        return {}
+
     def deployable(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """The nets that passes and exporters work on, each with an example of its input."""
         like = next(self.parameters())
@@ -163,11 +189,22 @@ class VAE(nn.Module):
             "decoder": (self.decoder, like.new_zeros(1, self.latent_dim)),
         }
 
+    def register(self, *, guide: bool) -> None:
+        """Make Pyro's parameters of the modules that are the guide's, those named `encoder…`, or of the model's."""
+        register_children(self, lambda name: name.startswith("encoder") == guide)
+
     def check(self, x: Tensor) -> None:
         """Raise a ValueError for anything but a batch of this model's images."""
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"expected images of shape (n, {shape}), got {tuple(x.shape)}: reshape or resize them")
+
+
+def register_children(parent: nn.Module, chosen: Callable[[str], bool]) -> None:
+    """`register` those submodules whose names are chosen."""
+    for name, module in parent.named_children():
+        if chosen(name):
+            register(name, module)
 
 
 def register(name: str, module: nn.Module) -> None:

@@ -83,14 +83,19 @@ class Heads(nn.Module):
     """Two heads over one feature vector: the loc and the scale of q(z|x).
 
     Two layers and not one split in halves: a split can't be pruned by torch-pruning and falls out of XNNPACK's delegate.
+
+    Args:
+        num_scales: how many scales there are; as many as dimensions of z when None; with 0 the loc is all that is returned.
     """
 
-    def __init__(self, in_channels: int, latent_dim: int):
+    def __init__(self, in_channels: int, latent_dim: int, num_scales: int | None = None):
         super().__init__()
-        self.loc = nn.Conv2d(in_channels, latent_dim, 1)
-        self.log_scale = nn.Conv2d(in_channels, latent_dim, 1)
+        self.loc = Gather(in_channels, latent_dim, 1)
+        self.log_scale = None if num_scales == 0 else Gather(in_channels, num_scales or latent_dim, 1)
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor] | Tensor:
+        if self.log_scale is None:
+            return self.loc(h).flatten(1)
         return self.loc(h).flatten(1), self.log_scale(h).flatten(1).exp()
 
 
@@ -102,6 +107,7 @@ class ConvEncoder(nn.Module):
         latent_dim: size of z.
         widths: channels after each halving.
         hidden: units of the layer between the last map and the heads.
+        num_scales: see `Heads`.
 
     Shapes: (n, C, H, W) in [0, 1] → (n, latent_dim), (n, latent_dim).
 
@@ -112,7 +118,15 @@ class ConvEncoder(nn.Module):
         (torch.Size([2, 16]), True)
     """
 
-    def __init__(self, image_shape: Shape, latent_dim: int, *, widths: Sequence[int] = (24, 48), hidden: int = 128):
+    def __init__(
+        self,
+        image_shape: Shape,
+        latent_dim: int,
+        *,
+        widths: Sequence[int] = (24, 48),
+        hidden: int = 128,
+        num_scales: int | None = None,
+    ):
         super().__init__()
         channels, height, width = image_shape
         layers: list[nn.Module] = []
@@ -122,9 +136,9 @@ class ConvEncoder(nn.Module):
         extent = (halvings(height, len(widths))[-1], halvings(width, len(widths))[-1])
         layers.append(block(Gather(channels, hidden, extent), hidden))
         self.body = nn.Sequential(*layers)
-        self.heads = Heads(hidden, latent_dim)
+        self.heads = Heads(hidden, latent_dim, num_scales)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         return self.heads(self.body(x))
 
 

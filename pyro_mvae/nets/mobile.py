@@ -28,6 +28,7 @@ class MobileEncoder(nn.Module):
         latent_dim: size of z.
         widths: channels after each halving.
         hidden: units between the last map, which a depthwise kernel of its own extent reduces, and the heads.
+        num_scales: see `Heads`.
 
     Shapes: (n, C, H, W) in [0, 1] → (n, latent_dim), (n, latent_dim).
 
@@ -38,7 +39,15 @@ class MobileEncoder(nn.Module):
         torch.Size([2, 16])
     """
 
-    def __init__(self, image_shape: Shape, latent_dim: int, *, widths: Sequence[int] = (16, 32, 64), hidden: int = 128):
+    def __init__(
+        self,
+        image_shape: Shape,
+        latent_dim: int,
+        *,
+        widths: Sequence[int] = (16, 32, 64),
+        hidden: int = 128,
+        num_scales: int | None = None,
+    ):
         super().__init__()
         channels, height, width = image_shape
         layers: list[nn.Module] = [block(nn.Conv2d(channels, widths[0], 3, stride=2, padding=1), widths[0])]
@@ -48,10 +57,23 @@ class MobileEncoder(nn.Module):
         layers.append(block(nn.Conv2d(widths[-1], widths[-1], extent, groups=widths[-1]), widths[-1]))
         layers.append(block(nn.Conv2d(widths[-1], hidden, 1), hidden))
         self.body = nn.Sequential(*layers)
-        self.heads = Heads(hidden, latent_dim)
+        self.heads = Heads(hidden, latent_dim, num_scales)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         return self.heads(self.body(x))
+
+
+def default_widths(image_shape: Shape) -> tuple[int, ...]:
+    """Channels after each halving, until the map is at most 4 × 4.
+
+    Example:
+        >>> default_widths((1, 28, 28)), default_widths((3, 64, 64))
+        ((16, 32, 64), (16, 16, 32, 64))
+    """
+    stages, size = 0, max(image_shape[1:])
+    while size > 4:
+        size, stages = (size + 1) // 2, stages + 1
+    return ((16,) * max(stages - 2, 0) + (32, 64))[-max(stages, 1) :]
 
 
 class MobileDecoder(nn.Module):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from pyro_mvae import Quantize, export_coreml, export_executorch, export_onnx, fit, verify
+from pyro_mvae import PruneChannels, Quantize, export_coreml, export_executorch, export_onnx, fit, verify
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.verify import load_artifact
 from tests.catalog import EXPORTERS, MODELS
@@ -39,6 +39,19 @@ def test_a_saved_file_computes_what_pytorch_computes(exporter, part, quantized, 
     assert result.bytes > 1000
     assert result.psnr_db >= 40
     assert verify(path, fitted[quantized], images=images) == result
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_exported_whole(name, exporter, images, tmp_path):
+    """Both parts, of a model that was pruned and has seen some data."""
+    export, suffix, settings = EXPORTERS[exporter]
+    model = PruneChannels(ratio=0.5)(MODELS[name]((1, 16, 16))).train()
+    model.guide(images[:64].float() / 255)
+    model.eval()
+    for part in PARTS:
+        result = export(model, tmp_path / f"{part}{suffix}", part=part, images=images, **settings)
+        assert result.psnr_db >= 40
 
 
 def test_raw_pixels_go_in_and_pixels_come_out(fitted, images, tmp_path):

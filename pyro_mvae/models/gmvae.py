@@ -1,0 +1,140 @@
+"""The Gaussian mixture VAE (Dilokthanakul et al., 2016): row 3 of the paper's Table 9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_mvae.models.vae import VAE, positive
+from pyro_mvae.models.weighted import Weighted
+from pyro_mvae.nets import make_nets
+
+
+class GMVAE(VAE):
+    """w ~ N(0, I), y ~ Categorical(1/K), z ~ N(loc_y(w), diag(scale_y(w)²)), x ~ p(x|z).
+
+    q(w, z, y|x) = q(w|x) q(z|x) p(y|w, z), the first two normal, the last by Bayes' rule. The guide marks y for parallel
+    enumeration: `TraceEnum_ELBO(max_plate_nesting=1)` and `fit` sum over it exactly, `Trace_ELBO` samples it.
+
+    Args:
+        image_shape, latent_dim, and more: as `VAE`.
+        num_clusters: K.
+        style_dim: size of w, which varies what a cluster looks like.
+        style_hidden: units between w and the components' locs and scales.
+
+    Shapes: sites w (n, style_dim), y (n,), z (n, latent_dim), x (n, C, H, W).
+
+    Source: Dilokthanakul et al., Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders, 2016.
+
+    Example:
+        >>> from pyro.infer import SVI, TraceEnum_ELBO
+        >>> vae = GMVAE((1, 28, 28), 10)
+        >>> svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), TraceEnum_ELBO(max_plate_nesting=1))
+        >>> svi.step(torch.rand(4, 1, 28, 28).round()) > 0
+        True
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int = 16,
+        *,
+        num_clusters: int = 10,
+        style_dim: int = 8,
+        style_hidden: int = 64,
+        **more: Any,
+    ):
+        super().__init__(image_shape, latent_dim, **more)
+        self.num_clusters, self.style_dim = positive(num_clusters, "num_clusters"), positive(style_dim, "style_dim")
+        self.config |= {"num_clusters": num_clusters, "style_dim": style_dim, "style_hidden": style_hidden}
+        sizes = {name: self.config[name] for name in ("widths", "hidden")}
+        self.encoder_style, _ = make_nets(self.config["net"], self.image_shape, style_dim, **sizes)
+        self.components = Components(style_dim, num_clusters, latent_dim, hidden=style_hidden)
+
+    def style_posterior(self, x: Tensor) -> TorchDistributionMixin:
+        """q(w|x)."""
+        loc, scale = self.encoder_style(x)
+        return dist.Normal(loc, scale, validate_args=False).to_event(1)
+
+    def style_prior(self, n: int) -> TorchDistributionMixin:
+        """p(w) for n data."""
+        loc = next(self.parameters()).new_zeros(n, self.style_dim)
+        return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
+
+    def model(self, x: Tensor) -> Tensor:
+        """p(x, z, y, w), with sites `w`, `y`, `z` and `x` in the plate `data`; returns z."""
+        self.check(x)
+        self.register(guide=False)
+        n = x.shape[0]
+        with pyro.plate("data", n):
+            with Weighted(self.kl_weight):
+                w = pyro.sample("w", self.style_prior(n))
+                y = pyro.sample("y", dist.Categorical(logits=w.new_zeros(n, self.num_clusters)))
+                loc, scale = self.components(w)
+                place = torch.arange(n, device=x.device), y
+                z = pyro.sample("z", dist.Normal(loc[place], scale[place], validate_args=False).to_event(1))
+            pyro.sample("x", self.conditional(z), obs=x)
+        return z
+
+    def guide(self, x: Tensor) -> None:
+        """q(w, z, y|x), with sites `w`, `z` and `y` in the plate `data`."""
+        self.check(x)
+        self.register(guide=True)
+        with pyro.plate("data", x.shape[0]), Weighted(self.kl_weight):
+            w = pyro.sample("w", self.style_posterior(x))
+            z = pyro.sample("z", self.posterior(x))
+            logits = self.components.log_prob(w, z)
+            pyro.sample("y", dist.Categorical(logits=logits, validate_args=False), infer={"enumerate": "parallel"})
+
+    def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """z, drawn from q, and log p(w) Σ_y p(y) p(z|w, y) − log q(w|x) q(z|x)."""
+        style, posterior = self.style_posterior(x), self.posterior(x)
+        w, z = style.sample((num_samples,)), posterior.sample((num_samples,))
+        log_prior = self.style_prior(x.shape[0]).log_prob(w) + self.components.log_prob(w, z).logsumexp(-1)
+        return (z,), log_prior - style.log_prob(w) - posterior.log_prob(z)
+
+    def clusters(self, x: Tensor) -> Tensor:
+        """p(y|w, z) at the means of q(w|x) and q(z|x); (n, num_clusters)."""
+        return self.components.log_prob(self.encoder_style(x)[0], self.encode(x)).softmax(-1)
+
+    def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
+        """Pictures, of one cluster or of all; (n, C, H, W)."""
+        loc, scale = self.components(self.style_prior(n).sample())
+        y = torch.randint(self.num_clusters, (n,)) if cluster is None else torch.full((n,), cluster)
+        place = torch.arange(n), y.to(loc.device)
+        return self.decode(dist.Normal(loc[place], scale[place]).sample())
+
+
+class Components(nn.Module):
+    """w → loc and scale of every component of p(z|w, y).
+
+    Shapes: (…, style_dim) → (…, K, latent_dim) twice.
+
+    Example:
+        >>> loc, scale = Components(2, 10, 4, hidden=8)(torch.randn(5, 2))
+        >>> loc.shape
+        torch.Size([5, 10, 4])
+    """
+
+    def __init__(self, style_dim: int, num_clusters: int, latent_dim: int, *, hidden: int):
+        super().__init__()
+        self.shape = (num_clusters, latent_dim)
+        self.body = nn.Sequential(nn.Linear(style_dim, hidden), nn.Tanh())
+        self.loc = nn.Linear(hidden, num_clusters * latent_dim)
+        self.log_scale = nn.Linear(hidden, num_clusters * latent_dim)
+
+    def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(w)
+        return self.loc(h).unflatten(-1, self.shape), self.log_scale(h).unflatten(-1, self.shape).exp()
+
+    def log_prob(self, w: Tensor, z: Tensor) -> Tensor:
+        """log p(z, y|w) for every y; (…, K)."""
+        loc, scale = self(w)
+        uniform = torch.log(loc.new_tensor(1.0 / self.shape[0]))
+        return dist.Normal(loc, scale, validate_args=False).log_prob(z[..., None, :]).sum(-1) + uniform

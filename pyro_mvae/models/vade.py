@@ -1,0 +1,85 @@
+"""Variational deep embedding (Jiang et al., 2017): row 2 of the paper's Table 9."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_mvae.models.mixture import Mixture
+from pyro_mvae.models.vae import VAE, positive, register_children
+
+
+class VaDE(VAE):
+    """y ~ Categorical(π), z ~ N(loc_y, diag(scale_y²)), x ~ p(x|z); q(y, z|x) = q(z|x) p(y|z), q(z|x) = N(loc(x), scale(x)²).
+
+    p(y|z) is the best q(y|z) there is, and with it the sum over y is exact: the bound is that of a model with the marginal prior
+    p(z) = Σ_y π_y N(z; loc_y, scale_y²), which is how it is written, with z as its only latent site.
+
+    Args:
+        image_shape, latent_dim, and more: as `VAE`.
+        num_clusters: how many values y has.
+
+    Source: Jiang et al., Variational Deep Embedding, 2017. There the nets are `net="mlp"`, `widths=(500, 500)`, `hidden=2000`,
+        `latent_dim=10`, and training starts from an autoencoder and a mixture fitted to its codes: see `initialize`.
+
+    Example:
+        >>> vae = VaDE((1, 28, 28), 10, num_clusters=10)
+        >>> vae.clusters(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, num_clusters: int = 10, **more: Any):
+        super().__init__(image_shape, latent_dim, **more)
+        self.config["num_clusters"] = positive(num_clusters, "num_clusters")
+        self.mixture = Mixture(num_clusters, latent_dim)
+
+    def prior(self, n: int) -> TorchDistributionMixin:
+        """p(z), y summed out, for n data."""
+        return self.mixture(n)
+
+    def clusters(self, x: Tensor) -> Tensor:
+        """p(y|z) at the mean of q(z|x); (n, num_clusters)."""
+        return self.mixture.responsibilities(self.encode(x))
+
+    def initialize(self, images: Tensor, *, fit: Callable[..., Any], epochs: int = 10, seed: int = 0, **how: Any) -> None:
+        """Start from an autoencoder, and from the likeliest Gaussian mixture of its codes.
+
+        Args:
+            images: uint8, (n, C, H, W).
+            fit: `pyro_mvae.fit`, or what trains a pair as it does.
+            epochs: of the autoencoder.
+            how: more settings of `fit`.
+        """
+        fit(Autoencoder(self), images, epochs=epochs, seed=seed, **how)
+        self.mixture.start(codes(self, images), seed=seed)
+
+
+class Autoencoder(nn.Module):
+    """A VAE's nets without its latent variable: x ~ p(x|z = loc(x)). Shares the parameters."""
+
+    def __init__(self, vae: VAE):
+        super().__init__()
+        self.encoder, self.decoder, self.likelihood = vae.encoder, vae.decoder, vae.likelihood
+
+    def model(self, x: Tensor) -> None:
+        register_children(self, lambda name: True)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("x", self.likelihood(self.decoder(self.encoder(x)[0])), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """Nothing is latent."""
+
+
+@torch.no_grad()
+def codes(vae: VAE, images: Tensor, *, chunk: int = 1000) -> Tensor:
+    """The means of q(z|x) of all images; (n, latent_dim)."""
+    was_training, device = vae.training, next(vae.parameters()).device
+    vae.eval()
+    found = torch.cat([vae.encode(x.to(device).float() / 255) for x in images.split(chunk)])
+    vae.train(was_training)
+    return found

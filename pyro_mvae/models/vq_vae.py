@@ -1,0 +1,216 @@
+"""The VQ-VAE (van den Oord, Vinyals and Kavukcuoglu, 2017): row 6 of the paper's Table 9."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from pyro_mvae.models.vae import VAE, checked_shape, positive
+from pyro_mvae.models.weighted import Weighted
+from pyro_mvae.nets.causal import Causal
+from pyro_mvae.nets.grid import make_grid_nets
+from pyro_mvae.nets.kinds import usual_sizes
+
+
+class VQVAE(VAE):
+    """c ~ Π_p p(c_p | c_<p), z_p = e(c_p), x ~ p(x|z); q(c|x) is the point c_p = argmin_k ‖encoder(x)_p − e(k)‖.
+
+    z is a site: in the guide a point mass whose value is encoder(x) + stop_gradient(e(c) − encoder(x)), so that the decoder's
+    gradient passes straight through the rounding; in the model its prior is an autoregressive net over the codes, trained with
+    the rest and without a gradient to the encoder. The bound is then one: log p(x|z) + log p(c). The guide has one factor,
+    `commitment`, β ‖encoder(x) − stop_gradient(e(c))‖².
+
+    What SVI cannot express: e is not found by a gradient. It is a moving average of the vectors that are rounded to each code,
+    kept in buffers that the guide updates in training mode, as batch normalisation does; a code that is hardly used is
+    restarted at a vector of the batch, the first batch starts them all. With that addition plain `SVI` trains the pair.
+
+    Args:
+        image_shape, and more: as `VAE`; "conv" and "mobile" nets have a vector at each place of a grid, see `GridEncoder`.
+        latent_dim: size of each vector.
+        num_codes: how many codes there are.
+        commitment: β.
+        decay: of the moving average.
+        places: how many vectors "mlp" nets have.
+
+    Source: van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, 2017; restarts as in Dhariwal et
+        al., Jukebox, 2020.
+
+    Example:
+        >>> vae = VQVAE((1, 28, 28), 8, num_codes=32)
+        >>> vae.encode_codes(torch.rand(2, 1, 28, 28)).shape, vae.generate(2).shape
+        (torch.Size([2, 49]), torch.Size([2, 1, 28, 28]))
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int = 16,
+        *,
+        num_codes: int = 128,
+        commitment: float = 0.25,
+        decay: float = 0.99,
+        places: int = 16,
+        net: str = "conv",
+        widths: Sequence[int] | None = None,
+        hidden: int | None = None,
+        **more: Any,
+    ):
+        shape, dim = checked_shape(image_shape), positive(latent_dim, "latent_dim")
+        usual = usual_sizes(net, shape)
+        sizes: dict[str, Any] = {"widths": list(usual[0] if widths is None else widths), "hidden": hidden or usual[1]}
+        encoder, decoder, self_places = make_grid_nets(net, shape, dim, **sizes, mlp_places=positive(places, "places"))
+        super().__init__(shape, dim, net=net, **sizes, encoder=encoder, decoder=decoder, **more)
+        if not commitment >= 0:
+            raise ValueError(f"commitment is {commitment}, expected 0 or more")
+        self.config |= {"num_codes": num_codes, "commitment": commitment, "decay": decay, "places": places}
+        self.commitment, self.latent_dim = commitment, dim * self_places
+        self.codebook = Codebook(positive(num_codes, "num_codes"), dim, decay=decay)
+        self.code_prior = Causal(num_codes, self_places)
+
+    def prior(self, n: int) -> TorchDistributionMixin:
+        """p(z): codes drawn one after another."""
+        return Codes(self.code_prior, self.codebook, (n,))
+
+    def posterior(self, x: Tensor) -> TorchDistributionMixin:
+        """q(z|x), a point."""
+        return dist.Delta(self.codebook(self.encoder(x))[0], event_dim=1)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z|x), with the site `z` and the factor `commitment` in the plate `data`."""
+        self.check(x)
+        self.register(guide=True)
+        with pyro.plate("data", x.shape[0]):
+            z, distance = self.codebook(self.encoder(x))
+            with Weighted(self.kl_weight):
+                pyro.sample("z", dist.Delta(z, event_dim=1))
+            pyro.factor("commitment", self.commitment * distance, has_rsample=True)
+
+    def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The one code that q gives, K times, and its log p(z)."""
+        z = self.posterior(x).sample()
+        weights = self.prior(x.shape[0]).log_prob(z)
+        return (z.expand(num_samples, *z.shape),), weights.expand(num_samples, -1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """e(c), flat, the vectors' dimensions first; (n, latent_dim · places)."""
+        self.check(x)
+        return self.posterior(x).v
+
+    def encode_codes(self, x: Tensor) -> Tensor:
+        """c, what a file would hold of x; (n, places) of integers."""
+        self.check(x)
+        return self.codebook.indices(self.codebook.split(self.encoder(x)))
+
+    def diagnostics(self) -> dict[str, float]:
+        """Perplexity of the codes' usage: about how many are in use."""
+        return {"perplexity": self.codebook.perplexity()}
+
+
+class Codebook(nn.Module):
+    """The vectors e(k), moving averages of what is rounded to them.
+
+    Args:
+        num_codes, code_dim: how many vectors there are, and of what size.
+        decay: of the averages.
+        dead: a code used by less than this share of the mean is restarted.
+
+    Shapes: flat vectors (n, code_dim · places) → the same, rounded with a straight-through gradient, and squared distances (n,).
+
+    Example:
+        >>> book = Codebook(2, 1).eval()
+        >>> book.vectors.copy_(torch.tensor([[0.0], [1.0]]))
+        tensor([[0.],
+                [1.]])
+        >>> book(torch.tensor([[0.2, 0.9]]))[0]
+        tensor([[0., 1.]])
+    """
+
+    vectors: Tensor
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, num_codes: int, code_dim: int, *, decay: float = 0.99, dead: float = 0.03):
+        super().__init__()
+        if not 0 < decay < 1:
+            raise ValueError(f"decay is {decay}, expected between 0 and 1")
+        self.decay, self.dead = decay, dead
+        self.register_buffer("vectors", torch.randn(num_codes, code_dim))
+        self.register_buffer("counts", torch.zeros(num_codes))
+        self.register_buffer("sums", torch.zeros(num_codes, code_dim))
+
+    def split(self, flat: Tensor) -> Tensor:
+        """(n, code_dim · places) → (n, places, code_dim)."""
+        return flat.reshape(flat.shape[0], self.vectors.shape[1], -1).transpose(1, 2)
+
+    def joined(self, vectors: Tensor) -> Tensor:
+        """The opposite of `split`."""
+        return vectors.transpose(1, 2).flatten(1)
+
+    def indices(self, vectors: Tensor) -> Tensor:
+        """The nearest codes; (…, code_dim) → (…)."""
+        return (self.vectors.square().sum(-1) - 2 * vectors @ self.vectors.T).argmin(-1)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """e(c), flat; (n, places) → (n, code_dim · places)."""
+        return self.joined(self.vectors[indices])
+
+    def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = self.split(flat)
+        if self.training:
+            with torch.no_grad():
+                self.follow(vectors.flatten(0, 1))
+        rounded = self.lookup(self.indices(vectors)).detach()
+        return flat + (rounded - flat).detach(), (flat - rounded).square().sum(-1)
+
+    def follow(self, vectors: Tensor) -> None:
+        """Move the averages towards a batch, and restart what is dead at vectors of it."""
+        indices, (num_codes, _) = self.indices(vectors), self.vectors.shape
+        used = vectors.new_zeros(num_codes).index_add(0, indices, torch.ones_like(vectors[:, 0]))
+        self.counts.lerp_(used, 1 - self.decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add(0, indices, vectors), 1 - self.decay)
+        usual = vectors.shape[0] / num_codes
+        dead = self.counts < self.dead * usual
+        drawn = vectors[(torch.rand(num_codes, device=vectors.device) * vectors.shape[0]).long()]
+        self.counts.copy_(torch.where(dead, usual, self.counts))
+        self.sums.copy_(torch.where(dead[:, None], usual * drawn, self.sums))
+        self.vectors.copy_(self.sums / self.counts[:, None])
+
+    def perplexity(self) -> float:
+        shares = self.counts / self.counts.sum().clamp(min=1e-12)
+        return float(torch.special.entr(shares).sum().exp())
+
+
+class Codes(TorchDistribution):
+    """z, the flat vectors of codes that a net draws one after another; its log-probability is that of the codes.
+
+    Args:
+        net: codes (n, places) → logits (n, places, num_codes), causal.
+        codebook: which vector each code stands for; a vector in between counts as the nearest.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
+    support = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+
+    def __init__(self, net: Causal, codebook: Codebook, batch_shape: Sequence[int] = ()):
+        self.net, self.codebook = net, codebook
+        flat = codebook.vectors.shape[1] * net.places.shape[0]
+        super().__init__(torch.Size(batch_shape), torch.Size([flat]), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Codes:
+        return Codes(self.net, self.codebook, batch_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        return self.codebook.lookup(self.net.sample(shape.numel())).reshape(*shape, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        codes = self.codebook.indices(self.codebook.split(value.detach().reshape(-1, value.shape[-1])))
+        log_probs = self.net(codes).log_softmax(-1).gather(-1, codes[..., None])[..., 0].sum(-1)
+        return log_probs.reshape(value.shape[:-1])

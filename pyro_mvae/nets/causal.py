@@ -1,0 +1,70 @@
+"""A causal net over a sequence of codes: what comes next, given what came before."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Causal(nn.Module):
+    """Codes → logits of each from those before it, by masked self-attention.
+
+    Args:
+        num_codes: how many codes there are.
+        length: how long a sequence is.
+        width: of the features; a multiple of `heads`.
+        layers, heads: of the attention.
+
+    Shapes: (n, length) of integers → (n, length, num_codes).
+
+    Source: Vaswani et al., Attention Is All You Need, 2017, with normalisation before each part.
+
+    Example:
+        >>> net, codes = Causal(5, 4).eval(), torch.tensor([[1, 2, 3, 4]])
+        >>> changed = codes.clone()
+        >>> changed[0, 2] = 0
+        >>> bool((net(codes)[:, :3] == net(changed)[:, :3]).all()), bool((net(codes)[:, 3] == net(changed)[:, 3]).all())
+        (True, False)
+    """
+
+    def __init__(self, num_codes: int, length: int, *, width: int = 64, layers: int = 2, heads: int = 4):
+        super().__init__()
+        self.codes = nn.Embedding(num_codes + 1, width)  # the last one is where the sequence begins
+        self.places = nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, num_codes)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        begin = torch.full_like(codes[:, :1], self.codes.num_embeddings - 1)
+        h = self.codes(torch.cat([begin, codes[:, :-1]], 1)) + self.places
+        for layer in self.blocks:
+            h = layer(h)
+        return self.head(self.norm(h))
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """Sequences drawn code by code; (n, length)."""
+        codes = torch.zeros(n, len(self.places), dtype=torch.int64, device=self.places.device)
+        for place in range(len(self.places)):
+            probs = self(codes)[:, place].softmax(-1)
+            codes[:, place] = torch.multinomial(probs, 1)[:, 0]
+        return codes
+
+
+class Block(nn.Module):
+    """Attention to what came before, then two layers at each place."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        inner = self.attention_norm(h)
+        q, k, v = (net(inner).unflatten(-1, (self.heads, -1)).transpose(1, 2) for net in (self.query, self.key, self.value))
+        scores = q @ k.transpose(-1, -2) / k.shape[-1] ** 0.5
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=h.device).triu(1)
+        h = h + self.out((scores.masked_fill(later, -torch.inf).softmax(-1) @ v).transpose(1, 2).flatten(-2))
+        return h + self.feed(self.norm(h))
