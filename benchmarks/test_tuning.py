@@ -24,7 +24,7 @@ TUNED = {
     "controllers": (tuning.OneCycle(rise=0.05), tuning.EarlyStopping(patience=20)),
     "keep": "best",
 }
-PROMPTS, SEEDS = ("face", "animal", "flag"), (0, 1)
+PROMPTS, SEEDS = ("face", "animal"), (0, 1)
 
 
 def prompted(data: Data, prompt: str) -> Data:

@@ -109,7 +109,23 @@ def compile_gradients(
 
 def on_backend(graph: fx.GraphModule, backend: str) -> Callable[..., Any]:
     """The graph as it is, or compiled, with the same noise from a seed as Pyro draws."""
-    return graph if backend == "eager" else torch.compile(graph, dynamic=True, options={"fallback_random": True})
+    return graph if backend == "eager" else Announced(torch.compile(graph, dynamic=True, options={"fallback_random": True}))
+
+
+class Announced:
+    """A compiled function that logs how long its first call took: that is when it is compiled."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.called = function, False
+
+    def __call__(self, *args: Any) -> Any:
+        if self.called:
+            return self.function(*args)
+        started = time.perf_counter()
+        result = self.function(*args)
+        self.called = True
+        logger.info("compiled in %.1f s", time.perf_counter() - started)
+        return result
 
 
 def compile_elbo(

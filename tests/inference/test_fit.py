@@ -239,11 +239,14 @@ def test_the_fastest_way_is_measured_only_where_it_matters(images, monkeypatch):
     assert asked == []
 
 
-def test_a_compiled_run_is_that_of_the_graph_to_rounding(images):
+def test_a_compiled_run_is_that_of_the_graph_to_rounding_and_says_how_long_it_took_to_compile(images, caplog):
     models = [small(), small()]
-    histories = [
-        fit(model, images[:180], epochs=2, compile=how) for model, how in zip(models, ("eager", "inductor"), strict=True)
-    ]
+    with caplog.at_level("INFO", logger="pyro_mvae"):
+        histories = [
+            fit(model, images[:180], epochs=2, compile=how) for model, how in zip(models, ("eager", "inductor"), strict=True)
+        ]
+    assert sum("traced in" in record.message for record in caplog.records) == 2
+    assert sum("compiled in" in record.message for record in caplog.records) == 1
     for column in ("loss", "kl", "likelihood"):
         assert histories[1][column].tolist() == pytest.approx(histories[0][column].tolist(), rel=5e-3)
     with pytest.raises(ValueError, match="compile is 'fast'"):
