@@ -1,5 +1,23 @@
 """How good a model is."""
 
+from pyro_mvae.evaluate.judge import generation_accuracy, train_classifier
+from pyro_mvae.evaluate.latents import active_units, clustering_accuracy, knn_accuracy, probe_accuracy, rate_distortion
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
+from pyro_mvae.evaluate.measurement import Measurement
+from pyro_mvae.evaluate.pictures import psnr, reconstruction, ssim
 
-__all__ = ["NLL", "negative_log_likelihood"]
+__all__ = [
+    "NLL",
+    "Measurement",
+    "active_units",
+    "clustering_accuracy",
+    "generation_accuracy",
+    "knn_accuracy",
+    "negative_log_likelihood",
+    "probe_accuracy",
+    "psnr",
+    "rate_distortion",
+    "reconstruction",
+    "ssim",
+    "train_classifier",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from pyro_mvae.data import binarize
 from pyro_mvae.data.progress import Track, untracked
+
+CODES = 50_000
+"""How many codes are drawn at a time."""
 
 
 @runtime_checkable
@@ -27,12 +31,18 @@ class LatentVariableModel(Protocol):
 
 @dataclass(frozen=True)
 class NLL:
-    """−log p(x) per image in nats, over `num_images` images, each estimated with `num_samples` importance samples."""
+    """−log p(x) per image in nats, the mean over `seeds`, and how it was estimated: `num_samples` importance samples an image.
+
+    `sd` is the standard deviation between the seeds' estimates, None for a single one.
+    """
 
     nats: float
     num_images: int
     num_samples: int
     bits_per_dim: float
+    sd: float | None = None
+    seeds: tuple[int, ...] = (0,)
+    binarization: str = "none"
 
 
 @torch.no_grad()
@@ -43,13 +53,15 @@ def negative_log_likelihood(
     num_samples: int = 100,
     binarization: str = "none",
     seed: int = 0,
-    chunk: int = 500,
+    repeats: int = 1,
+    chunk: int = 1000,
     progress: Track = untracked,
     description: str = "Likelihood",
 ) -> NLL:
     """−log p(x) ≈ −log 1/K Σₖ p(x|zₖ) p(zₖ) / q(zₖ|x), zₖ ~ q(z|x): above the truth on average, closer with more samples.
 
-    With a Bayesian likelihood θ′ is drawn and weighted alike: p(x|z, θ′) p(z) p(θ′) / (q(z|x) q(θ′|x)).
+    Its negative is the IWAE bound of K samples, for K = 1 the ELBO. With a Bayesian likelihood θ′ is drawn and weighted alike:
+    p(x|z, θ′) p(z) p(θ′) / (q(z|x) q(θ′|x)).
 
     Images are encoded once, whatever K is. With `binarization="dynamic"` they are binarised once, by `seed`, so that models are
     compared on the same zeros and ones. The noise follows from `seed` too; the global random state is left as it was.
@@ -57,7 +69,11 @@ def negative_log_likelihood(
     Args:
         images: uint8, (n, C, H, W).
         num_samples: K.
+        repeats: how often all is estimated anew, with `seed`, `seed` + 1, …
         chunk: how many codes are decoded at a time.
+
+    Raises:
+        ValueError: for less than one sample or repeat.
 
     Source: Burda, Grosse and Salakhutdinov, 2016.
 
@@ -67,22 +83,35 @@ def negative_log_likelihood(
         >>> negative_log_likelihood(VAE((1, 8, 8), 4), images, num_samples=3, binarization="dynamic").num_images
         4
     """
-    xs = binarize(images, seed=seed) if binarization == "dynamic" else images.float() / 255
-    batches = xs.split(max(chunk // num_samples, 1))
-    was_training = model.training
+    if num_samples < 1 or repeats < 1:
+        raise ValueError(f"num_samples is {num_samples} and repeats {repeats}, expected 1 or more")
+    seeds, was_training = tuple(range(seed, seed + repeats)), model.training
     model.train(False)
-    total, device = 0.0, next(model.parameters()).device
+    batch = max(CODES // num_samples, 1)
+    count = -(-len(images) // batch)
+    device, sums = next(model.parameters()).device, dict.fromkeys(seeds, 0.0)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for x in progress(batches, description, len(batches)):
-            total -= float(log_evidence(model, x.to(device), num_samples).sum())
+        for step in progress(range(repeats * count), description, repeats * count):
+            each, place = seeds[step // count], step % count
+            if place == 0:
+                torch.manual_seed(each)
+                xs = binarize(images, seed=each) if binarization == "dynamic" else images
+            x = xs[place * batch : (place + 1) * batch].to(device)
+            x = x if x.is_floating_point() else x.float() / 255
+            sums[each] -= float(log_evidence(model, x, num_samples, chunk=chunk).sum())
     model.train(was_training)
-    nats = total / len(images)
-    return NLL(nats, len(images), num_samples, nats / math.log(2) / images[0].numel())
+    nats = [total / len(images) for total in sums.values()]
+    mean, sd = statistics.fmean(nats), statistics.stdev(nats) if repeats > 1 else None
+    return NLL(mean, len(images), num_samples, mean / math.log(2) / images[0].numel(), sd, seeds, binarization)
 
 
-def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tensor:
-    """log p(x) of each datum, by importance sampling over all that is latent; (n,)."""
+def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int, *, chunk: int = 1000) -> Tensor:
+    """log p(x) of each datum, by importance sampling over all that is latent; (n,). Codes are decoded `chunk` at a time."""
     latents, weights = model.propose(x, num_samples)
-    log_likelihood = model.conditional(*(value.flatten(0, 1) for value in latents)).log_prob(x.repeat(num_samples, 1, 1, 1))
-    return torch.logsumexp(weights + log_likelihood.view(num_samples, len(x)), 0) - math.log(num_samples)
+    flat = [value.flatten(0, 1) for value in latents]
+    places = torch.arange(x.shape[0], device=x.device).repeat(num_samples)
+    likelihoods = [
+        model.conditional(*(value[i : i + chunk] for value in flat)).log_prob(x[places[i : i + chunk]])
+        for i in range(0, len(places), chunk)
+    ]
+    return torch.logsumexp(weights + torch.cat(likelihoods).view(num_samples, -1), 0) - math.log(num_samples)

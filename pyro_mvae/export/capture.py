@@ -81,7 +81,7 @@ def capture(model: VAE, part: str, *, precision: str) -> Capture:
     net, example = model.deployable()[part]
     net = at_precision(net, precision).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     if part == "encoder":
-        outputs = ("loc", "scale") if isinstance(model.encoder(example), tuple) else ("loc",)
+        outputs = ("loc", "scale") if isinstance(net(example), tuple) else ("loc",)
         return Capture(part, precision, EncoderGraph(net).eval(), example, "image", outputs)
     return Capture(part, precision, DecoderGraph(net).eval(), example, "z", ("image",))
 

@@ -58,3 +58,7 @@ class SVAE(VAE):
     def encode(self, x: Tensor) -> Tensor:
         """The direction that q(z|x) is around; (n, latent_dim), of length 1."""
         return F.normalize(super().encode(x), dim=-1)
+
+    def draw_like(self, z: Tensor, n: int) -> Tensor:
+        """As `VAE.draw_like`, back on the sphere."""
+        return F.normalize(super().draw_like(z, n), dim=-1)

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mvae.models.mixture import Mixture
-from pyro_mvae.models.vae import VAE, positive, register_children
+from pyro_mvae.models.vae import VAE, codes, positive, register_children
 
 
 class VaDE(VAE):
@@ -46,6 +46,13 @@ class VaDE(VAE):
         """p(y|z) at the mean of q(z|x); (n, num_clusters)."""
         return self.mixture.responsibilities(self.encode(x))
 
+    def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
+        """Pictures, of one cluster or of all; (n, C, H, W)."""
+        if cluster is None:
+            return super().generate(n)
+        loc, scale = self.mixture.loc[cluster], self.mixture.log_scale[cluster].exp()
+        return self.decode(loc + scale * torch.randn(n, self.latent_dim, device=loc.device))
+
     def initialize(self, images: Tensor, *, fit: Callable[..., Any], epochs: int = 10, seed: int = 0, **how: Any) -> None:
         """Start from an autoencoder, and from the likeliest Gaussian mixture of its codes.
 
@@ -73,13 +80,3 @@ class Autoencoder(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """Nothing is latent."""
-
-
-@torch.no_grad()
-def codes(vae: VAE, images: Tensor, *, chunk: int = 1000) -> Tensor:
-    """The means of q(z|x) of all images; (n, latent_dim)."""
-    was_training, device = vae.training, next(vae.parameters()).device
-    vae.eval()
-    found = torch.cat([vae.encode(x.to(device).float() / 255) for x in images.split(chunk)])
-    vae.train(was_training)
-    return found

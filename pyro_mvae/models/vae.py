@@ -177,6 +177,11 @@ class VAE(nn.Module):
         """Pictures, decoded from z drawn from the prior; (n, C, H, W)."""
         return self.decode(self.prior(n).sample())
 
+    def draw_like(self, z: Tensor, n: int) -> Tensor:
+        """New codes, like those of some images: normal, fitted to them; (m, latent_dim) → (n, latent_dim)."""
+        covariance = torch.atleast_2d(z.T.cov()) + 1e-4 * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        return torch.distributions.MultivariateNormal(z.mean(0), covariance).sample((n,))
+
     def diagnostics(self) -> dict[str, float]:
         """What else is worth a column of the history."""
         return {}
@@ -198,6 +203,16 @@ class VAE(nn.Module):
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"expected images of shape (n, {shape}), got {tuple(x.shape)}: reshape or resize them")
+
+
+@torch.no_grad()
+def codes(vae: VAE, images: Tensor, *, chunk: int = 1000) -> Tensor:
+    """The means of q(z|x) of all images; (n, latent_dim)."""
+    was_training, device = vae.training, next(vae.parameters()).device
+    vae.eval()
+    found = torch.cat([vae.encode(x.to(device).float() / 255) for x in images.split(chunk)])
+    vae.train(was_training)
+    return found
 
 
 def register_children(parent: nn.Module, chosen: Callable[[str], bool]) -> None:

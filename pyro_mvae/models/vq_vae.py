@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
@@ -107,6 +109,20 @@ class VQVAE(VAE):
         """c, what a file would hold of x; (n, places) of integers."""
         self.check(x)
         return self.codebook.indices(self.codebook.split(self.encoder(x)))
+
+    def draw_like(self, z: Tensor, n: int, *, steps: int = 200) -> Tensor:
+        """New codes, like those of some images: from a copy of the prior that is trained for some steps on theirs alone."""
+        chosen = self.codebook.indices(self.codebook.split(z))
+        net = copy.deepcopy(self.code_prior).train()
+        optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+        with torch.enable_grad():
+            for _ in range(steps):
+                some = chosen[torch.randint(len(chosen), (64,), device=chosen.device)]
+                loss = F.cross_entropy(net(some).flatten(0, 1), some.flatten())
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return self.codebook.lookup(net.sample(n))
 
     def diagnostics(self) -> dict[str, float]:
         """Perplexity of the codes' usage: about how many are in use."""

@@ -5,9 +5,8 @@ from functools import partial
 import pytest
 import torch
 
-from pyro_mvae import Interrupted, RootAdam, fit
+from pyro_mvae import VAE, Interrupted, RootAdam, fit
 from pyro_mvae.inference.optimizers import make_optimizers
-from tests.catalog import MODELS
 from tests.inference.mishaps import interrupt_at
 
 FIRST_ORDER = [
@@ -17,7 +16,7 @@ FIRST_ORDER = [
 
 def small():
     torch.manual_seed(0)
-    return MODELS["MVAE"]((1, 16, 16))
+    return VAE((1, 16, 16), 4, net="mlp", hidden=16)
 
 
 def test_root_adam_is_equations_23_to_28():

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_mvae import Interrupted, fit, penalties, tuning
+from pyro_mvae import VAE, Interrupted, fit, penalties, tuning
 from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.inference.tuning import Change, Now
-from tests.catalog import CONTROLLERS, MODELS
+from tests.catalog import CONTROLLERS
 from tests.inference.mishaps import interrupt_at
 
 
 def small():
     torch.manual_seed(0)
-    return MODELS["MVAE"]((1, 16, 16))
+    return VAE((1, 16, 16), 4, net="mlp", hidden=16)
 
 
 def now(*, epoch=0.0, epochs=10, terms=None, losses=(), value=1.0, model=None):
@@ -133,7 +133,7 @@ def test_the_batch_grows_and_the_run_stops_early_and_says_why(images):
 
 def test_the_best_weights_are_kept_though_the_run_goes_on_to_worse_ones(images, tmp_path):
     """The rate grows until the run is spoilt; also for a run that was interrupted after its best epoch."""
-    spoil = tuning.WarmUp("lr", epochs=6, start=0.1, end=30.0)
+    spoil = tuning.WarmUp("lr", epochs=6, start=0.1, end=300.0)
     how = {"epochs": 6, "batch_size": 32, "controllers": [spoil], "keep": "best", "test": images[128:]}
     whole, part, seen, state = small(), small(), [], tmp_path / "state.safetensors"
     history = fit(whole, images[:128], **how, callbacks=[lambda model, row: seen.append(copy.deepcopy(model.state_dict()))])

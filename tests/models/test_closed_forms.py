@@ -14,7 +14,7 @@ from pyro_mvae.evaluate.likelihood import log_evidence
 from pyro_mvae.inference.objective import importance_traces
 from pyro_mvae.models.info_vae import KERNELS, mmd
 from pyro_mvae.models.mixture import Mixture
-from pyro_mvae.models.vade import codes
+from pyro_mvae.models.vae import codes
 from pyro_mvae.models.vq_vae import Codebook
 from pyro_mvae.nets.causal import Causal
 from tests.catalog import MODELS

@@ -1,0 +1,146 @@
+"""Whether what is generated for a label is what it should be: an independent classifier reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_mvae.data import Split
+from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.evaluate.latents import assigned, labels_of, matched
+from pyro_mvae.evaluate.measurement import Measurement
+from pyro_mvae.models import VAE
+from pyro_mvae.models.vae import codes
+
+Classify = Callable[[Tensor], Tensor]
+
+
+class Classifier(nn.Module):
+    """Images → logits of their labels, by three convolutions.
+
+    Shapes: (n, C, H, W) in [0, 1] → (n, num_classes).
+
+    Example:
+        >>> Classifier((1, 28, 28), 10)(torch.rand(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int):
+        super().__init__()
+        channels, layers = image_shape[0], []
+        for width in (16, 32, 64):
+            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.LazyLinear(num_classes))
+        self.body.eval()(torch.zeros(1, *image_shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def train_classifier(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int = 1500,
+    batch_size: int = 100,
+    lr: float = 3e-3,
+    seed: int = 0,
+    progress: Track = untracked,
+    description: str = "Judge",
+) -> Classifier:
+    """A classifier of images, uint8 or in [0, 1], by Adam with one cycle of the learning rate; the same for a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        net = Classifier(shape, int(labels.max()) + 1).train()
+        optimizer = torch.optim.Adam(net.parameters(), lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+        for _ in progress(range(steps), description, steps):
+            chosen = torch.randint(len(images), (batch_size,))
+            loss = F.cross_entropy(net(scaled(images[chosen])), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+def scaled(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, chunk: int = 1000) -> float:
+    """The share of images, in %, that a classifier reads as their labels."""
+    read = torch.cat([classifier(scaled(x)).argmax(-1) for x in images.split(chunk)])
+    return 100 * float((read == labels).float().mean())
+
+
+@torch.no_grad()
+def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int = 0) -> tuple[Tensor, Tensor, str]:
+    """Pictures in [0, 1] made for each label in turn, the labels, and how.
+
+    A model with clusters draws from the cluster that the Hungarian map gives to the label on training images. Any other draws
+    codes like those of the label's training images, see `draw_like` of the model.
+    """
+    labels = labels_of(train)
+    wanted = np.unique(labels)
+    each = -(-num_images // len(wanted))
+    model.eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if hasattr(model, "clusters"):
+            clusters = {label: cluster for cluster, label in matched(assigned(model, train.images), labels).items()}
+            pictures = [model.generate(each, cluster=clusters[int(label)]) for label in wanted]  # pyright: ignore[reportCallIssue]
+            how = "drawn from the model's own cluster that the Hungarian map on training images gives to the label"
+        else:
+            z = codes(model, train.images)
+            of_label = [z[torch.as_tensor(labels == label)] for label in wanted]
+            pictures = [model.decode(model.draw_like(some, each)) for some in of_label]
+            how = "decoded from codes drawn like those of the label's training images"
+    return torch.cat(pictures).cpu(), torch.as_tensor(wanted).repeat_interleave(each), how
+
+
+def generation_accuracy(
+    model: VAE,
+    train: Split,
+    test: Split,
+    judge: Classifier,
+    *,
+    num_images: int = 10_000,
+    seed: int = 0,
+) -> tuple[Measurement, Measurement]:
+    """The share of pictures made for a label that the judge reads as it; and CAS, of real test images that a classifier trained
+    on those pictures reads right. A model that has collapsed may reach 100 % in the first, never in the second.
+
+    The judge's own accuracy on test images is in the protocol.
+
+    Source: Ravuri and Vinyals, Classification Accuracy Score for Conditional Generative Models, 2019.
+    """
+    assert test.labels is not None
+    pictures, labels, how = generated(model, train, num_images=num_images, seed=seed)
+    real = accuracy(judge, test.images, test.labels)
+    read = Measurement(
+        "generation accuracy",
+        accuracy(judge, pictures, labels),
+        "%",
+        f"{how}; the judge reads {real:.2f} % of the test images right",
+        len(pictures),
+        split="generated",
+        seeds=(seed,),
+    )
+    student = train_classifier(pictures, labels, seed=seed, description="Classifier of what was generated")
+    cas = Measurement(
+        "CAS",
+        accuracy(student, test.images, test.labels),
+        "%",
+        f"classifier trained on {len(pictures)} pictures {how}; one trained on real images reads {real:.2f} %",
+        len(test.images),
+        seeds=(seed,),
+    )
+    return read, cas

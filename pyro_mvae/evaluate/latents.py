@@ -1,0 +1,144 @@
+"""What the codes of a model hold: how many of them, and how far one can read labels off them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.linear_model import LogisticRegression
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from pyro_mvae.data import Split, binarize
+from pyro_mvae.evaluate.measurement import Measurement, over_repeats
+from pyro_mvae.inference.objective import Objective
+from pyro_mvae.models import VAE
+from pyro_mvae.models.vae import codes
+
+ACTIVE = 0.01
+NEIGHBOURS = 5
+
+
+def labels_of(split: Split) -> np.ndarray:
+    """The labels of a split; ValueError when it has none."""
+    if split.labels is None:
+        raise ValueError("the data have no labels: accuracy can be measured on digits and mnist:DIR")
+    return split.labels.numpy()
+
+
+def active_units(model: VAE, images: Tensor) -> Measurement:
+    """The number of dimensions whose posterior mean varies between images by more than 0.01.
+
+    Source: Burda, Grosse and Salakhutdinov, 2016.
+    """
+    found = int((codes(model, images).var(0) > ACTIVE).sum())
+    protocol = f"variance of the posterior mean above {ACTIVE}, of {model.latent_dim} dimensions"
+    return Measurement("active units", float(found), "dimensions", protocol, len(images))
+
+
+@torch.no_grad()
+def rate_distortion(
+    model: VAE, images: Tensor, *, binarization: str = "none", seeds: Sequence[int] = (0,), chunk: int = 500
+) -> tuple[Measurement, Measurement]:
+    """The rate, KL(q(z|x) ‖ p(z)) and that of θ′, and the distortion, −E_q[log p(x|z)], in nats per image; their sum is −ELBO."""
+    objective, rates, distortions = Objective(model.eval()), [], []
+    device = next(model.parameters()).device
+    for seed in seeds:
+        xs = binarize(images, seed=seed) if binarization == "dynamic" else images.float() / 255
+        rate = distortion = 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for x in xs.split(chunk):
+                terms = objective(x.to(device))
+                rate += float(terms["kl"] + terms.get("theta_kl", 0.0)) * len(x)
+                distortion += float(terms["likelihood"]) * len(x)
+        rates.append(rate / len(images))
+        distortions.append(distortion / len(images))
+    about = {"unit": "nats", "protocol": f"binarisation {binarization}", "num_images": len(images), "seeds": tuple(seeds)}
+    return over_repeats(rates, name="rate", **about), over_repeats(distortions, name="distortion", **about)
+
+
+def matched(clusters: np.ndarray, labels: np.ndarray) -> dict[int, int]:
+    """The one-to-one map from clusters to labels that gets most images right, by the Hungarian algorithm.
+
+    Clusters beyond the number of labels have none.
+
+    Example:
+        >>> matched(np.array([2, 2, 0, 0, 1]), np.array([0, 0, 1, 1, 2]))
+        {0: 1, 1: 2, 2: 0}
+    """
+    counts = np.zeros((int(clusters.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (clusters, labels), 1)
+    rows, columns = linear_sum_assignment(-counts)
+    return {int(row): int(column) for row, column in zip(rows, columns, strict=True)}
+
+
+def agreement(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose cluster is their label's, under the best one-to-one map."""
+    best = matched(clusters, labels)
+    return float(np.mean([best.get(int(cluster), -1) == label for cluster, label in zip(clusters, labels, strict=True)]))
+
+
+def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0) -> Measurement:
+    """Unsupervised clustering accuracy on test images, in %: best one-to-one map of clusters to classes.
+
+    A model without clusters of its own is given a Gaussian mixture on the codes of the training images, of as many components
+    as there are classes; labels serve for the map alone.
+    """
+    labels = labels_of(test)
+    num_classes = int(labels_of(train).max()) + 1
+    if hasattr(model, "clusters"):
+        found, protocol = assigned(model, test.images), "the model's own clusters"
+    else:
+        mixture = GaussianMixture(num_classes, covariance_type="full", reg_covar=1e-4, n_init=3, random_state=seed)
+        mixture.fit(codes(model, train.images).double().cpu().numpy())
+        found = mixture.predict(codes(model, test.images).double().cpu().numpy())
+        protocol = f"Gaussian mixture of {num_classes} components, full covariances, on the posterior means of training images"
+    protocol += "; Hungarian map on the test images"
+    return Measurement("clustering accuracy", 100 * agreement(found, labels), "%", protocol, len(labels), seeds=(seed,))
+
+
+@torch.no_grad()
+def assigned(model: VAE, images: Tensor, *, chunk: int = 1000) -> np.ndarray:
+    """The likeliest cluster of each image, of a model that has clusters."""
+    device = next(model.parameters()).device
+    model.eval()
+    parts = [model.clusters(x.to(device).float() / 255).argmax(-1) for x in images.split(chunk)]  # pyright: ignore[reportCallIssue]
+    return torch.cat(parts).cpu().numpy()
+
+
+def knn_accuracy(
+    model: VAE, train: Split, test: Split, *, num_labels: int = 100, repeats: int = 10, seed: int = 0
+) -> Measurement:
+    """Accuracy on test images of 5 nearest neighbours among so many labelled training codes, drawn again and again, in %.
+
+    Each draw has the same number of every class.
+    """
+    labels, wanted = labels_of(train), labels_of(test)
+    known, asked = (codes(model, split.images).cpu().numpy() for split in (train, test))
+    classes = np.unique(labels)
+    values = []
+    for repeat in range(repeats):
+        generator = np.random.default_rng((seed, repeat))
+        chosen = np.concatenate(
+            [generator.choice(np.flatnonzero(labels == label), num_labels // len(classes), replace=False) for label in classes]
+        )
+        nearest = KNeighborsClassifier(min(NEIGHBOURS, num_labels // len(classes))).fit(known[chosen], labels[chosen])
+        values.append(100 * float(nearest.score(asked, wanted)))
+    protocol = f"{NEIGHBOURS} nearest of {num_labels} labelled training codes, as many of each class"
+    about = {"unit": "%", "protocol": protocol, "num_images": len(wanted), "seeds": tuple(range(repeats))}
+    return over_repeats(values, name=f"k-NN accuracy, {num_labels} labels", **about)
+
+
+def probe_accuracy(model: VAE, train: Split, test: Split) -> Measurement:
+    """Accuracy on test images of a linear classifier of the codes, fitted to all training images, in %."""
+    scaler = StandardScaler().fit(codes(model, train.images).cpu().numpy())
+    known, asked = (scaler.transform(codes(model, split.images).cpu().numpy()) for split in (train, test))
+    classifier = LogisticRegression(max_iter=300).fit(known, labels_of(train))
+    value = 100 * float(classifier.score(asked, labels_of(test)))
+    protocol = f"logistic regression on the standardised posterior means of {len(known)} training images"
+    return Measurement("linear probe accuracy", value, "%", protocol, len(asked))

@@ -1,0 +1,195 @@
+"""Measures against brute force, closed forms and scikit-learn's own examples of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_mvae import VAE, VQVAE, VaDE, evaluate, fit
+from pyro_mvae.data import Split
+from pyro_mvae.evaluate import judge, latents, psnr, ssim
+from pyro_mvae.evaluate.likelihood import log_evidence, negative_log_likelihood
+from tests.catalog import MODELS
+from tests.linear_gaussian import LinearGaussian, data
+
+
+def stripes(n, *, seed=0):
+    """Images of four kinds that anybody tells apart: a bright stripe in one of four places."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (n,), generator=generator)
+    images = torch.randint(0, 40, (n, 1, 16, 16), generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 4 * label : 4 * label + 4] += 200
+    return Split(images.byte(), labels=labels)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return stripes(400), stripes(200, seed=1)
+
+
+@pytest.fixture(scope="module")
+def fitted(sets):
+    torch.manual_seed(0)
+    vae = VAE((1, 16, 16), 4, net="mlp", hidden=32)
+    fit(vae, sets[0].images, epochs=30, batch_size=40)
+    return vae
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_the_best_map_is_that_of_brute_force(pairs):
+    clusters, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    best = max(np.mean([to[c] == label for c, label in pairs]) for to in itertools.permutations(range(4)))
+    assert latents.agreement(clusters, labels) == pytest.approx(best)
+
+
+def test_more_clusters_than_labels_leave_some_without():
+    clusters, labels = np.array([0, 1, 2, 2]), np.array([0, 0, 1, 1])
+    assert latents.agreement(clusters, labels) == 0.75
+
+
+def test_structural_similarity_of_constant_pictures_by_hand():
+    """Without variance only the luminance is left: (2ab + c) / (a² + b² + c)."""
+    a, b = torch.full((2, 1, 12, 12), 0.3), torch.full((2, 1, 12, 12), 0.6)
+    expected = (2 * 0.3 * 0.6 + 1e-4) / (0.3**2 + 0.6**2 + 1e-4)
+    torch.testing.assert_close(ssim(a, b), torch.full((2,), expected), rtol=1e-4, atol=0)
+    torch.testing.assert_close(psnr(a, b), torch.full((2,), -20 * math.log10(0.3)))
+    with pytest.raises(ValueError, match="sides of 11 or more"):
+        ssim(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+
+
+def test_structural_similarity_is_symmetric_and_falls_with_noise():
+    x, noise = torch.rand(4, 3, 20, 24), torch.randn(4, 3, 20, 24)
+    values = [ssim(x, (x + sd * noise).clamp(0, 1)) for sd in (0.0, 0.05, 0.2)]
+    assert (values[0] > values[1]).all()
+    assert (values[1] > values[2]).all()
+    torch.testing.assert_close(ssim(x, noise), ssim(noise, x))
+
+
+def test_likelihood_does_not_depend_on_how_codes_are_cut_into_chunks():
+    pair, x = LinearGaussian(), data()
+    estimates = []
+    for chunk in (3, 8, 1000):
+        torch.manual_seed(0)
+        estimates.append(log_evidence(pair, x, 20, chunk=chunk))
+    torch.testing.assert_close(estimates[0], estimates[2])
+    torch.testing.assert_close(estimates[1], estimates[2])
+
+
+def test_likelihood_is_repeated_with_new_noise_and_says_how(sets, fitted):
+    once = negative_log_likelihood(fitted, sets[1].images, num_samples=5, seed=3)
+    thrice = negative_log_likelihood(fitted, sets[1].images, num_samples=5, seed=2, repeats=3, binarization="none")
+    assert (once.sd, once.seeds) == (None, (3,))
+    assert thrice.seeds == (2, 3, 4)
+    assert 0 < thrice.sd < 1
+    assert abs(thrice.nats - once.nats) < 5 * thrice.sd
+    tighter = negative_log_likelihood(fitted, sets[1].images, num_samples=100)
+    assert tighter.nats < once.nats
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        negative_log_likelihood(fitted, sets[1].images, num_samples=0)
+
+
+def test_rate_and_distortion_are_the_bounds_two_halves(sets, fitted):
+    rate, distortion = evaluate.rate_distortion(fitted, sets[1].images, seeds=(0, 1, 2))
+    bound = negative_log_likelihood(fitted, sets[1].images, num_samples=1, repeats=3)
+    assert rate.value + distortion.value == pytest.approx(bound.nats, abs=5)
+    assert rate.value > 0
+    assert rate.seeds == (0, 1, 2)
+    assert rate.sd >= 0
+
+
+def test_units_that_do_not_move_are_not_active(sets, fitted):
+    before = evaluate.active_units(fitted, sets[1].images).value
+    still = VAE((1, 16, 16), 4, net="mlp", hidden=32)
+    still.load_state_dict(fitted.state_dict())
+    still.encoder.heads.loc.weight.data[:2] = 0
+    assert before == 4
+    assert evaluate.active_units(still, sets[1].images).value == 2
+
+
+def test_codes_of_what_is_easily_told_apart_are_read_right(sets, fitted):
+    train, test = sets
+    found = [
+        evaluate.knn_accuracy(fitted, train, test, num_labels=40, repeats=3),
+        evaluate.probe_accuracy(fitted, train, test),
+        evaluate.clustering_accuracy(fitted, train, test),
+    ]
+    assert [measure.value > 90 for measure in found] == [True] * 3, [str(measure) for measure in found]
+    shuffled = Split(train.images, labels=train.labels[torch.randperm(400, generator=torch.Generator().manual_seed(0))])
+    assert evaluate.knn_accuracy(fitted, shuffled, test, num_labels=40, repeats=3).value < 60
+    assert all(measure.num_images == 200 and measure.protocol for measure in found)
+
+
+def test_a_models_own_clusters_are_used_where_it_has_some(sets):
+    train, test = sets
+    torch.manual_seed(0)
+    vae = VaDE((1, 16, 16), 4, num_clusters=4, net="mlp", hidden=32)
+    vae.initialize(train.images, fit=fit, epochs=20, batch_size=40)
+    found = evaluate.clustering_accuracy(vae, train, test)
+    assert found.value > 90
+    assert "own clusters" in found.protocol
+    read, cas = evaluate.generation_accuracy(vae, train, test, judge_of(train), num_images=200)
+    assert "own cluster" in read.protocol
+    assert min(read.value, cas.value) > 80
+
+
+def judge_of(train):
+    return evaluate.train_classifier(train.images, train.labels, steps=150, batch_size=40)
+
+
+def test_what_is_generated_is_read_by_the_judge(sets, fitted):
+    train, test = sets
+    classifier = judge_of(train)
+    assert judge.accuracy(classifier, test.images, test.labels) > 97
+    read, cas = evaluate.generation_accuracy(fitted, train, test, classifier, num_images=200)
+    assert min(read.value, cas.value) > 80
+    assert "the judge reads" in read.protocol
+    assert (read.num_images, cas.num_images) == (200, 200)
+
+
+def test_generation_of_one_picture_for_all_labels_is_noticed(sets, fitted):
+    """A model that makes the same picture for every label is at the level of chance."""
+    train, test = sets
+
+    class Collapsed(VAE):
+        def draw_like(self, z, n):
+            return torch.zeros(n, 4)
+
+    vae = Collapsed((1, 16, 16), 4, net="mlp", hidden=32).eval()
+    vae.load_state_dict(fitted.state_dict())
+    read, cas = evaluate.generation_accuracy(vae, train, test, judge_of(train), num_images=200)
+    assert read.value == 25
+    assert cas.value < 60
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_measured_by_every_measure(name):
+    train, test = stripes(80), stripes(40, seed=1)
+    vae = MODELS[name]((1, 16, 16)).eval()
+    draws = {"steps": 2} if isinstance(vae, VQVAE) else {}
+    z = vae.draw_like(vae.encode(train.images[:20].float() / 255).detach(), 3, **draws)
+    assert vae.decode(z).shape == (3, 1, 16, 16)
+    measures = [
+        evaluate.active_units(vae, test.images),
+        *evaluate.rate_distortion(vae, test.images),
+        evaluate.knn_accuracy(vae, train, test, num_labels=8, repeats=2),
+        *evaluate.reconstruction(vae, test.images),
+    ]
+    assert all(math.isfinite(measure.value) for measure in measures)
+    assert math.isfinite(negative_log_likelihood(vae, test.images, num_samples=3).nats)
+    if hasattr(vae, "clusters"):
+        probabilities = vae.clusters(test.images.float() / 255)
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones(40))
+        assert vae.generate(2, cluster=1).shape == (2, 1, 16, 16)
+
+
+def test_data_without_labels_are_refused(sets, fitted):
+    with pytest.raises(ValueError, match="have no labels"):
+        evaluate.probe_accuracy(fitted, Split(sets[0].images), sets[1])
