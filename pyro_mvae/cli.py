@@ -117,7 +117,9 @@ def main(ctx: click.Context) -> None:
 @click.option(
     "--data", default="digits", show_default=True, metavar="SPEC", help="digits, emoji, mnist:DIR, folder:DIR or shards:GLOB."
 )
-@click.option("--model", default="mvae", show_default=True, help="What the student is: mvae (mobile nets) or vae.")
+@click.option(
+    "--model", default="mvae", show_default=True, help="What the student is: mvae (mobile nets), vae, or any other model."
+)
 @click.option(
     "--budget-kb", default=64.0, show_default=True, help="Size of int8 encoder.pte and decoder.pte together, 1000 bytes each."
 )
@@ -164,7 +166,9 @@ def refuse_with_resume(ctx: click.Context, *, allowed: set[str]) -> None:
 @main.command(cls=Verb)
 @click.argument("checkpoint")
 @click.option("--data", default="digits", show_default=True, metavar="SPEC", help="As in build.")
-@click.option("--model", default="vae", show_default=True, help="vae or mvae.")
+@click.option(
+    "--model", default="vae", show_default=True, help="vae, vade, gmvae, infovae, betavae, vqvae, svae, vaegan or mvae."
+)
 @click.option("--epochs", type=int, help=f"By default {USUAL_EPOCHS}.")
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--lr", default=4e-3, show_default=True, help="Peak of the one-cycle learning rate.")

@@ -53,7 +53,8 @@ def train(
     Args:
         checkpoint: a `.safetensors` file to write; while training goes on, its state is beside it.
         data, size: as `load_data`.
-        model: "vae" or "mvae".
+        model: "vae", "vade", "gmvae", "infovae", "betavae", "vqvae", "svae", "vaegan" or "mvae"; "vade" is started from an
+            autoencoder and a mixture, see `VaDE.initialize`.
         epochs: when None, see `usual_epochs`.
         likelihood, theta: as `VAE`; when None, the likelihood suits the data: "bernoulli" for digits, "logistic" for the rest.
             Digits with another than "bernoulli" are grey, not binarised.
@@ -97,6 +98,7 @@ def train(
         lr=lr,
         seed=seed,
         resume=resume,
+        initialize=True,
         progress=progress,
         description="Training",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -88,21 +89,24 @@ def negative_log_likelihood(
     seeds, was_training = tuple(range(seed, seed + repeats)), model.training
     model.train(False)
     batch = max(CODES // num_samples, 1)
-    count = -(-len(images) // batch)
     device, sums = next(model.parameters()).device, dict.fromkeys(seeds, 0.0)
+    pieces = seeded(images, seeds, batch=batch, binarization=binarization)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for step in progress(range(repeats * count), description, repeats * count):
-            each, place = seeds[step // count], step % count
-            if place == 0:
-                torch.manual_seed(each)
-                xs = binarize(images, seed=each) if binarization == "dynamic" else images
-            x = xs[place * batch : (place + 1) * batch].to(device)
-            x = x if x.is_floating_point() else x.float() / 255
-            sums[each] -= float(log_evidence(model, x, num_samples, chunk=chunk).sum())
+        for each, x in progress(pieces, description, repeats * -(-len(images) // batch)):
+            sums[each] -= float(log_evidence(model, x.to(device), num_samples, chunk=chunk).sum())
     model.train(was_training)
     nats = [total / len(images) for total in sums.values()]
     mean, sd = statistics.fmean(nats), statistics.stdev(nats) if repeats > 1 else None
     return NLL(mean, len(images), num_samples, mean / math.log(2) / images[0].numel(), sd, seeds, binarization)
+
+
+def seeded(images: Tensor, seeds: Iterable[int], *, batch: int, binarization: str) -> Iterator[tuple[int, Tensor]]:
+    """Batches of images in [0, 1], once for each seed, which decides their binarisation and all noise from there on."""
+    for seed in seeds:
+        torch.manual_seed(seed)
+        xs = binarize(images, seed=seed) if binarization == "dynamic" else images
+        for x in xs.split(batch):
+            yield seed, x if x.is_floating_point() else x.float() / 255
 
 
 def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int, *, chunk: int = 1000) -> Tensor:

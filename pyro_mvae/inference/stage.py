@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +18,9 @@ from pyro_mvae.models import VAE
 Model = TypeVar("Model", bound=VAE)
 
 
-def fit_stage(model: VAE, data: Data, path: Path | None, *, resume: bool = False, **settings: Any) -> tuple[VAE, pd.DataFrame]:
+def fit_stage(
+    model: VAE, data: Data, path: Path | None, *, resume: bool = False, initialize: bool = False, **settings: Any
+) -> tuple[VAE, pd.DataFrame]:
     """`fit` a model and keep it at `path` with its history; a stage that `path` holds already is read instead.
 
     While it is being fitted, its state is kept beside `path`, and is gone when the stage is done.
@@ -24,20 +28,37 @@ def fit_stage(model: VAE, data: Data, path: Path | None, *, resume: bool = False
     Args:
         path: where the fitted model is kept; None keeps nothing.
         resume: read what an earlier run left, whole or half done; otherwise start anew.
+        initialize: whether a model that has an `initialize` is started by it, before its first step.
         settings: as `fit`.
 
-    Returns: the fitted model and its history.
+    Returns: the fitted model and its history, with "initialize_seconds" among its `attrs` where that took any.
     """
     if path is None:
-        return model, fit(model, data, **settings)
+        seconds = started(model, data, settings) if initialize else 0.0
+        history = fit(model, data, **settings)
+        history.attrs["initialize_seconds"] = seconds
+        return model, history
     if resume and path.exists():
         notes = files.read(path)[1]["notes"]
         history = pd.DataFrame(notes["history"])
         history.attrs = notes.get("attrs", {})
         return files.load_model(path), history
     state = path.with_suffix(".training.safetensors")
+    under_way = resume and files.exists(state)
+    seconds = started(model, data, settings) if initialize and not under_way else 0.0
     history = fit(model, data, checkpoint=state, resume=resume, **settings)
+    history.attrs["initialize_seconds"] = seconds
     if Parallel.current().rank == 0:
         files.save_model(path, model, history=history.to_dict("records"), attrs=history.attrs)
         files.discard(state)
     return model, history
+
+
+def started(model: VAE, data: Data, settings: Mapping[str, Any]) -> float:
+    """Start a model that has a way to be started; how many seconds that took."""
+    if not hasattr(model, "initialize"):
+        return 0.0
+    begun = time.perf_counter()
+    shared = {name: settings[name] for name in ("seed", "batch_size", "epochs", "progress", "compile") if name in settings}
+    model.initialize(data, fit=fit, **shared)  # pyright: ignore[reportCallIssue]
+    return round(time.perf_counter() - begun, 2)

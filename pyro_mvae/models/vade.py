@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_mvae.data import Data
 from pyro_mvae.models.mixture import Mixture
 from pyro_mvae.models.vae import VAE, codes, positive, register_children
 
@@ -53,16 +54,16 @@ class VaDE(VAE):
         loc, scale = self.mixture.loc[cluster], self.mixture.log_scale[cluster].exp()
         return self.decode(loc + scale * torch.randn(n, self.latent_dim, device=loc.device))
 
-    def initialize(self, images: Tensor, *, fit: Callable[..., Any], epochs: int = 10, seed: int = 0, **how: Any) -> None:
+    def initialize(self, data: Data | Tensor, *, fit: Callable[..., Any], seed: int = 0, **how: Any) -> None:
         """Start from an autoencoder, and from the likeliest Gaussian mixture of its codes.
 
         Args:
-            images: uint8, (n, C, H, W).
+            data: what `fit` is given; training images of a `Data`, or uint8, (n, C, H, W).
             fit: `pyro_mvae.fit`, or what trains a pair as it does.
-            epochs: of the autoencoder.
-            how: more settings of `fit`.
+            how: more settings of `fit`, of the autoencoder.
         """
-        fit(Autoencoder(self), images, epochs=epochs, seed=seed, **how)
+        fit(Autoencoder(self), data, seed=seed, **how)
+        images = data.train.images if isinstance(data, Data) else data
         self.mixture.start(codes(self, images), seed=seed)
 
 
