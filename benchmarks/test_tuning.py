@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pyro_mvae import MVAE, Data, Split, fit, load_data, tuning
-from pyro_mvae.data import num_batches
+from pyro_mvae import MVAE, Data, fit, load_data, tuning
+from pyro_mvae.data import matching, num_batches
 from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.train import initialized
 
@@ -25,20 +24,6 @@ TUNED = {
     "keep": "best",
 }
 PROMPTS, SEEDS = ("face", "animal"), (0, 1)
-
-
-def prompted(data: Data, prompt: str) -> Data:
-    """The images whose caption or tags have a word."""
-
-    def chosen(split: Split) -> Tensor:
-        assert split.captions is not None
-        assert split.tags is not None
-        words = [
-            set(" ".join([caption, *tags]).lower().split()) for caption, tags in zip(split.captions, split.tags, strict=True)
-        ]
-        return split.images[[i for i, found in enumerate(words) if prompt in found]]
-
-    return Data(prompt, train=Split(chosen(data.train)), test=Split(chosen(data.test)), binarization="none")
 
 
 def bounds(data: Data, *, seed: int, every: int, **how: Any) -> dict[str, Any]:
@@ -65,7 +50,7 @@ def test_tuning(measured, record):
     emoji = load_data("emoji")
 
     def measure(prompt: str, seed: int) -> dict[str, Any]:
-        data = prompted(emoji, prompt)
+        data = matching(emoji, prompt)
         fixed = bounds(data, seed=seed, every=20, **FIXED)
         tuned = bounds(data, seed=seed, every=2, **TUNED)
         best, last = min(fixed["points"].values()), fixed["points"][fixed["steps"]]

@@ -2,9 +2,11 @@
 
 from pyro_mvae._version import __version__
 from pyro_mvae.build import build
+from pyro_mvae.compare import compare
 from pyro_mvae.compress import BudgetError, PruneChannels, Quantize, miniaturize
 from pyro_mvae.data import Data, Split, load_data
 from pyro_mvae.evaluate import negative_log_likelihood
+from pyro_mvae.experiment import experiment
 from pyro_mvae.export import (
     Verification,
     evaluate_mlpackage,
@@ -53,9 +55,11 @@ __all__ = [
     "Verification",
     "__version__",
     "build",
+    "compare",
     "compile_elbo",
     "compile_objective",
     "evaluate_mlpackage",
+    "experiment",
     "export_coreml",
     "export_executorch",
     "export_onnx",

@@ -209,6 +209,67 @@ def train(*, checkpoint: str, **settings: Any) -> None:
 
 
 @main.command(cls=Verb)
+@click.option("--data", default="digits", show_default=True, metavar="SPEC", help="As in build; accuracies need labels.")
+@click.option("--models", default="all", show_default=True, help="Names with commas between, such as vae,mvae.")
+@click.option("--seeds", default=3, show_default=True, help="How many times each is trained.")
+@click.option("--epochs", type=int, help=f"Of each; by default {USUAL_EPOCHS}.")
+@click.option("--out", default="compare", show_default=True, help="The folder to make, or to go on in.")
+@click.option("--size", type=int, help="Pixels a side, where the data are resized.")
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--lr", default=4e-3, show_default=True, help="Peak of the one-cycle learning rate.")
+@click.option("--latent-dim", default=16, show_default=True)
+@click.option("--nll-samples", default=50, show_default=True, help="Importance samples for each test image.")
+@click.option("--num-generated", default=10_000, show_default=True, help="Pictures that the judge reads.")
+def compare(*, out: str, **settings: Any) -> None:
+    """Train and measure the VAEs of the paper's Table 9 on one protocol; called again, it goes on where it stopped.
+
+    \b
+    Example:
+      pyro-mvae compare --data digits --models vae,mvae --out compare
+    """
+    from pyro_mvae.compare import compare as run
+    from pyro_mvae.compare import shown
+    from pyro_mvae.report import filled
+
+    with progress_bars() as progress:
+        comparison = run(out=out, progress=progress, **settings)
+    Console().print(filled(f"Table 9 on {settings['data']}", *shown(comparison.table)))
+    for name, reason in comparison.failures.items():
+        click.echo(f"failed: {name}: {reason}", err=True)
+    click.echo(f"Everything is in {out}; look at {Path(out) / 'report.html'}")
+
+
+@main.command(cls=Verb)
+@click.option("--prompt", "prompts", multiple=True, required=True, help="Words that captions must have; may be given again.")
+@click.option("--data", default="emoji", show_default=True, metavar="SPEC", help="Images with captions: emoji or shards:GLOB.")
+@click.option("--out", default="experiments", show_default=True, help="The folder to make, or to go on in.")
+@click.option("--model", default="mvae", show_default=True, help="As in train.")
+@click.option("--epochs", default=1000, show_default=True)
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--lr", default=2e-3, show_default=True, help="Peak of the one-cycle learning rate.")
+@click.option("--latent-dim", default=16, show_default=True)
+@click.option("--size", type=int, help="Pixels a side, where the data are resized.")
+@click.option("--seed", default=0, show_default=True)
+def experiment(*, prompts: tuple[str, ...], out: str, **settings: Any) -> None:
+    """Train a model on the images of each prompt, with the tables and figures of the paper's experiments.
+
+    \b
+    Example:
+      pyro-mvae experiment --prompt "red heart" --prompt animal --out experiments
+    """
+    from pyro_mvae.experiment import as_text, averages, run_times
+    from pyro_mvae.experiment import experiment as run
+    from pyro_mvae.report import filled
+
+    with progress_bars() as progress:
+        done = run(prompts, out=out, progress=progress, **settings)
+    console = Console()
+    for title, table in {"Averages, nats per image": averages(done), "Run times": run_times(done)}.items():
+        console.print(filled(title, *as_text(table)))
+    click.echo(f"Everything is in {out}; look at {Path(out) / 'report.html'}")
+
+
+@main.command(cls=Verb)
 @click.argument("checkpoint")
 @click.argument("out")
 @click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))

@@ -78,6 +78,25 @@ def latent_scatter(model: VAE, split: Split, *, num_images: int = 2000) -> bytes
     return png(figure)
 
 
+def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> bytes:
+    """Bars of each model's accuracies in %, side by side; `columns` are those of the table, and what they are called.
+
+    Example:
+        >>> accuracy_bars(pd.DataFrame({"model": ["VAE"], "a": [50.0]}), {"a": "accuracy"})[:4]
+        b'\\x89PNG'
+    """
+    figure = Figure(figsize=(1.1 * len(table) + 2, 3.6))
+    axis = figure.subplots()
+    places, width = np.arange(len(table)), 0.8 / len(columns)
+    for i, (column, label) in enumerate(columns.items()):
+        values = np.nan_to_num(table[column].to_numpy(dtype=float))
+        axis.bar(places + (i - (len(columns) - 1) / 2) * width, values, width, label=label)
+    axis.set_xticks(places, table["model"])
+    axis.set(ylabel="%", ylim=(0, 100))
+    axis.legend(fontsize="small", ncols=2, loc="lower right")
+    return png(figure)
+
+
 def training_curves(histories: Mapping[str, pd.DataFrame]) -> bytes:
     """Loss, likelihood and KL per epoch, in nats, a panel for each history; what marks a change of stage is dotted."""
     figure = Figure(figsize=(5 * len(histories), 3.2))

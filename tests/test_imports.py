@@ -9,7 +9,7 @@ from tests.catalog import PACKAGE
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"build"},
+    {"build", "compare", "experiment"},
     {"report", "plots", "train"},
     {"evaluate"},
     {"compress"},

@@ -46,14 +46,19 @@ def train_classifier(
     images: Tensor,
     labels: Tensor,
     *,
-    steps: int = 1500,
+    steps: int | None = None,
     batch_size: int = 100,
     lr: float = 3e-3,
     seed: int = 0,
     progress: Track = untracked,
     description: str = "Judge",
 ) -> Classifier:
-    """A classifier of images, uint8 or in [0, 1], by Adam with one cycle of the learning rate; the same for a seed."""
+    """A classifier of images, uint8 or in [0, 1], by Adam with one cycle of the learning rate; the same for a seed.
+
+    Args:
+        steps: when None, those of 15 epochs, from 150 to 1,500.
+    """
+    steps = steps or min(max(15 * len(images) // batch_size, 150), 1500)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         shape = (images.shape[1], images.shape[2], images.shape[3])

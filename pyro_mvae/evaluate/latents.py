@@ -111,14 +111,27 @@ def assigned(model: VAE, images: Tensor, *, chunk: int = 1000) -> np.ndarray:
     return torch.cat(parts).cpu().numpy()
 
 
+def most_labels(split: Split) -> int:
+    """How many images can be drawn that are as many of each class."""
+    _, counts = np.unique(labels_of(split), return_counts=True)
+    return int(counts.min()) * len(counts)
+
+
 def knn_accuracy(
     model: VAE, train: Split, test: Split, *, num_labels: int = 100, repeats: int = 10, seed: int = 0
 ) -> Measurement:
     """Accuracy on test images of 5 nearest neighbours among so many labelled training codes, drawn again and again, in %.
 
     Each draw has the same number of every class.
+
+    Raises:
+        ValueError: when a class has fewer training images than that.
     """
     labels, wanted = labels_of(train), labels_of(test)
+    if num_labels > most_labels(train):
+        raise ValueError(
+            f"num_labels is {num_labels}, expected {most_labels(train)} at most: as many of the rarest class are there"
+        )
     known, asked = (codes(model, split.images).cpu().numpy() for split in (train, test))
     classes = np.unique(labels)
     values = []

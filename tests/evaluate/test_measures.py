@@ -193,3 +193,5 @@ def test_every_model_is_measured_by_every_measure(name):
 def test_data_without_labels_are_refused(sets, fitted):
     with pytest.raises(ValueError, match="have no labels"):
         evaluate.probe_accuracy(fitted, Split(sets[0].images), sets[1])
+    with pytest.raises(ValueError, match="num_labels is 1000, expected"):
+        evaluate.knn_accuracy(fitted, *sets, num_labels=1000)

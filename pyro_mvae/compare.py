@@ -1,0 +1,392 @@
+"""The nine VAEs of the paper's Table 9, trained and measured on one protocol."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import os
+import statistics
+import tempfile
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pyro_mvae import evaluate, plots
+from pyro_mvae._version import __version__
+from pyro_mvae.atomic import atomic
+from pyro_mvae.compress import Quantize
+from pyro_mvae.data import Data, load_data
+from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.evaluate import Measurement
+from pyro_mvae.evaluate.cost import latency, num_params
+from pyro_mvae.evaluate.judge import Classifier
+from pyro_mvae.evaluate.latents import most_labels
+from pyro_mvae.export import export_executorch
+from pyro_mvae.export.capture import PARTS
+from pyro_mvae.export.verify import inputs_for, load_artifact
+from pyro_mvae.inference import fit
+from pyro_mvae.inference.stage import fit_stage
+from pyro_mvae.models import VAE, model_class
+from pyro_mvae.report import PAGE, environment, html_picture, html_table
+from pyro_mvae.train import initialized, usual_epochs
+
+# Accuracy of generated image in %, and seconds an epoch, as the paper's Table 9 has them; it does not define the accuracy.
+PAPER: dict[str, tuple[float, float]] = {
+    "vae": (75.3, 2),
+    "vade": (92.5, 58),
+    "gmvae": (94.7, 43),
+    "infovae": (65.9, 39),
+    "betavae": (86.1, 17),
+    "vqvae": (85.6, 5),
+    "svae": (78.3, 58),
+    "vaegan": (61.7, 43),
+    "mvae": (97.2, 2),
+}
+SETTINGS = "compare.json"
+ACCURACIES = {
+    "clustering accuracy": "clustering %",
+    "k-NN accuracy, 100 labels": "k-NN 100 %",
+    "generation accuracy": "generation %",
+}
+FIGURES = {**ACCURACIES, "CAS": "CAS %", "NLL": "NLL, nats"}
+TIMED_IMAGES, ROUNDS = 1280, 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a comparison is asked for; kept in `compare.json`, so that it is gone on with and not mixed with another."""
+
+    data: str = "digits"
+    models: tuple[str, ...] = tuple(PAPER)
+    seeds: int = 3
+    epochs: int | None = None
+    size: int | None = None
+    batch_size: int = 64
+    lr: float = 4e-3
+    latent_dim: int = 16
+    nll_samples: int = 50
+    num_generated: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "epochs", "batch_size", "lr", "latent_dim", "nll_samples", "num_generated"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}, expected more than 0")
+        for name in self.models:
+            model_class(name)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of it: a row for each model that could be trained, and the errors of those that could not."""
+
+    table: pd.DataFrame
+    failures: dict[str, str]
+
+
+def chosen(models: str) -> tuple[str, ...]:
+    """Names of models, from a list with commas, or all.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+        >>> chosen("vae, mvae")
+        ('vae', 'mvae')
+    """
+    names = tuple(PAPER) if models == "all" else tuple(name.strip() for name in models.split(","))
+    for name in names:
+        model_class(name)
+    return names
+
+
+def compare(
+    *,
+    data: str = "digits",
+    models: str = "all",
+    seeds: int = 3,
+    epochs: int | None = None,
+    out: str | os.PathLike[str] = "compare",
+    size: int | None = None,
+    batch_size: int = 64,
+    lr: float = 4e-3,
+    latent_dim: int = 16,
+    nll_samples: int = 50,
+    num_generated: int = 10_000,
+    progress: Track = untracked,
+) -> Comparison:
+    """Train and measure models on one protocol: Table 9 of the paper, with measured figures, and its own beside them.
+
+    A model and seed that `out` holds already is not trained again; one that fails is reported and does not stop the others.
+
+    Args:
+        data, size: what to train on, see `load_data`; accuracies need labels.
+        models: names with commas between, or "all".
+        seeds: how many times each is trained.
+        epochs: of each; when None, see `usual_epochs`.
+        out: the folder to make, or to go on in.
+        nll_samples: importance samples for each test image.
+        num_generated: pictures that the judge reads.
+
+    Returns: the table; also in `out` as `table9.csv`, `table9.md` and, with pictures, `report.html`; each figure with its
+        protocol is in `out/results`.
+
+    Raises:
+        ValueError: for settings that can't be, or a folder that holds another comparison.
+        Interrupted: after Ctrl-C; the same call goes on.
+    """
+    settings = Settings(data, chosen(models), seeds, epochs, size, batch_size, lr, latent_dim, nll_samples, num_generated)
+    out = Path(out)
+    images = load_data(settings.data, size=settings.size, progress=progress)
+    settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train), batch_size=batch_size))
+    claim(out, settings)
+    judges: list[Classifier] = []
+    failures: dict[str, str] = {}
+    for name in settings.models:
+        for seed in range(settings.seeds):
+            try:
+                measure(settings, name, seed, images, out, judges, progress=progress)
+            except Exception as error:
+                failures[f"{name}, seed {seed}"] = f"{type(error).__name__}: {error}"
+                write(out / "results" / f"{name}-{seed}.failed.txt", traceback.format_exc())
+    trained = {name: model for name in settings.models if (model := first_model(settings, name, images, out)) is not None}
+    if not trained:
+        raise ValueError(f"no model could be trained: {'; '.join(failures.values())}")
+    speed = epoch_seconds(trained, images, settings=settings)
+    comparison = Comparison(table_of(settings, trained, speed, out), failures)
+    report(settings, comparison, trained, images, out)
+    return comparison
+
+
+def claim(out: Path, settings: Settings) -> None:
+    """Make the folder this comparison's; ValueError when it is another's."""
+    path = out / SETTINGS
+    wanted = json.loads(json.dumps(asdict(settings)))
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        for name in held.keys() | wanted.keys():
+            if name not in ("models", "seeds") and held.get(name) != wanted.get(name):
+                raise ValueError(
+                    f"{out} holds a comparison with {name}={held.get(name)}, not {wanted.get(name)}: give another --out"
+                )
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no comparison: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in ("results", "checkpoints"):
+        (out / folder).mkdir(exist_ok=True)
+    write(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def made(settings: Settings, name: str, seed: int, data: Data) -> VAE:
+    """A new model, at its usual settings."""
+    return initialized(model_class(name), data, latent_dim=settings.latent_dim, seed=seed)
+
+
+def fitted(settings: Settings, name: str, seed: int, data: Data, out: Path, *, progress: Track = untracked) -> tuple[VAE, Any]:
+    """A model and its history: trained, or read where it was trained before."""
+    return fit_stage(
+        made(settings, name, seed, data),
+        data,
+        out / "checkpoints" / f"{name}-{seed}.safetensors",
+        resume=True,
+        initialize=True,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        seed=seed,
+        progress=progress,
+        description=f"{name}, seed {seed}",
+    )
+
+
+def measure(
+    settings: Settings, name: str, seed: int, data: Data, out: Path, judges: list[Classifier], *, progress: Track
+) -> None:
+    """Train a model and measure it, unless its results are there."""
+    path = out / "results" / f"{name}-{seed}.json"
+    if path.exists():
+        return
+    model, history = fitted(settings, name, seed, data, out, progress=progress)
+    nll = evaluate.negative_log_likelihood(
+        model, data.test.images, num_samples=settings.nll_samples, binarization=data.binarization, progress=progress
+    )
+    protocol = f"binarisation {nll.binarization}, {nll.num_samples} importance samples, all test images"
+    found = [Measurement("NLL", nll.nats, "nats", protocol, nll.num_images, num_samples=nll.num_samples)]
+    found += evaluate.rate_distortion(model, data.test.images, binarization=data.binarization)
+    found += [evaluate.active_units(model, data.test.images), *evaluate.reconstruction(model, data.test.images)]
+    if data.train.labels is not None and data.test.labels is not None:
+        if not judges:
+            judges.append(evaluate.train_classifier(data.train.images, data.train.labels, progress=progress))
+        found += [evaluate.clustering_accuracy(model, data.train, data.test, seed=seed)]
+        counts = [count for count in (100, 600, 1000) if count <= most_labels(data.train)]
+        found += [evaluate.knn_accuracy(model, data.train, data.test, num_labels=count) for count in counts]
+        found += [evaluate.probe_accuracy(model, data.train, data.test)]
+        found += evaluate.generation_accuracy(
+            model, data.train, data.test, judges[0], num_images=settings.num_generated, seed=seed
+        )
+    about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
+    about |= {"initialize_seconds": history.attrs.get("initialize_seconds", 0.0), **environment()}
+    write(path, json.dumps({**about, "measurements": [figure.as_dict() for figure in found]}, indent=2) + "\n")
+    (out / "results" / f"{name}-{seed}.failed.txt").unlink(missing_ok=True)
+
+
+def first_model(settings: Settings, name: str, data: Data, out: Path) -> VAE | None:
+    """The model of the first seed that has results; None when there is none."""
+    for seed in range(settings.seeds):
+        if (out / "results" / f"{name}-{seed}.json").exists():
+            return fitted(settings, name, seed, data, out)[0]
+    return None
+
+
+def epoch_seconds(models: Mapping[str, VAE], data: Data, *, settings: Settings) -> dict[str, float]:
+    """Seconds an epoch of each model: the median of several rounds in which the models take turns, on part of an epoch."""
+    part = data.train.images[:TIMED_IMAGES]
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            history = fit(copy.deepcopy(model), part, epochs=1, batch_size=settings.batch_size, compile="eager")
+            times[name].append(float(history["seconds"].iloc[0]) * len(data.train) / len(part))
+    return {name: statistics.median(some) for name, some in times.items()}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model's nets cost on a phone, quantised: bytes of both files, and microseconds to encode and decode, p50."""
+
+    int8_kb: float
+    p50_us: float
+
+
+def cost_of(model: VAE, data: Data) -> Cost:
+    """Measured on int8 `.pte` files, whose ranges are set on training images."""
+    small = Quantize()(model).train()
+    with torch.no_grad():
+        small.decode(small.encode(data.train.images[:256].float() / 255))
+    small.eval()
+    size = time_us = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for part in PARTS:
+            path = Path(folder) / f"{part}.pte"
+            size += export_executorch(small, path, part=part, images=data.test.images).bytes
+            time_us += latency(load_artifact(path).run, inputs_for(part, small, data.test.images)[:1]).p50_us
+    return Cost(size / 1000, time_us)
+
+
+def table_of(settings: Settings, trained: Mapping[str, VAE], speed: Mapping[str, float], out: Path) -> pd.DataFrame:
+    """A row a model: means and standard deviations over seeds, and the paper's figures."""
+    data = load_data(settings.data, size=settings.size)
+    rows = []
+    for name, model in trained.items():
+        figures = gathered(out, name, settings.seeds)
+        row: dict[str, Any] = {"model": type(model).__name__, "seeds": len(figures[next(iter(figures))])}
+        for figure in FIGURES:
+            values = figures.get(figure, [])
+            row[figure] = statistics.fmean(values) if values else None
+            row[f"{figure}, sd"] = statistics.stdev(values) if len(values) > 1 else None
+        cost = cost_of(model, data)
+        row |= {"s/epoch": round(speed[name], 3), "parameters": num_params(model)}
+        row |= {"int8 KB": round(cost.int8_kb, 1), "p50 µs": round(cost.p50_us, 1)}
+        row |= dict(zip(("paper: accuracy %", "paper: s/epoch"), PAPER[name], strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
+    """The values of each measurement of a model, over the seeds that have results."""
+    values: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        path = out / "results" / f"{name}-{seed}.json"
+        if path.exists():
+            for entry in json.loads(path.read_text(encoding="utf-8"))["measurements"]:
+                values.setdefault(entry["name"], []).append(entry["value"])
+    return values
+
+
+def shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, as text."""
+    header = [
+        "model",
+        *FIGURES.values(),
+        "s/epoch",
+        "parameters",
+        "int8 KB",
+        ".pte p50 µs",
+        "paper: accuracy %",
+        "paper: s/epoch",
+    ]
+    rows = []
+    for row in table.to_dict("records"):
+        cells = [row["model"], *(with_spread(row[name], row[f"{name}, sd"]) for name in FIGURES), f"{row['s/epoch']:.2f}"]
+        cells += [f"{row['parameters']:,}", f"{row['int8 KB']:.1f}", f"{row['p50 µs']:.0f}"]
+        rows.append([*cells, f"{row['paper: accuracy %']:.1f}", f"{row['paper: s/epoch']:g}"])
+    return header, rows
+
+
+def with_spread(value: float | None, sd: float | None) -> str:
+    """A mean and its standard deviation, or a dash.
+
+    Example:
+        >>> with_spread(94.461, 0.5), with_spread(None, None)
+        ('94.46 ± 0.50', '–')
+    """
+    if value is None or pd.isna(value):
+        return "–"
+    return f"{value:.2f}" if sd is None or pd.isna(sd) else f"{value:.2f} ± {sd:.2f}"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as Markdown.
+
+    Example:
+        >>> print(markdown(["a", "b"], [["1", "2"]]), end="")
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+    """
+    lines = [header, None, *rows]
+    return "".join("|" + "---|" * len(header) + "\n" if line is None else f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def report(settings: Settings, comparison: Comparison, trained: Mapping[str, VAE], data: Data, out: Path) -> None:
+    """Write `table9.csv`, `table9.md` and `report.html`."""
+    header, rows = shown(comparison.table)
+    failures = [f"{name}: {reason}" for name, reason in comparison.failures.items()]
+    facts = {
+        "protocol": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {settings.epochs} epochs, "
+        f"{settings.seeds} seeds, batches of {settings.batch_size}, Adam with one cycle to {settings.lr:g}, z of "
+        f"{settings.latent_dim}, {settings.nll_samples} importance samples; each figure with its own protocol is in results/",
+        "spread": "mean ± standard deviation over seeds; s/epoch is the median of rounds in which models took turns",
+        "the paper's columns": "as its Table 9 has them, on its own data and machine; it does not define its accuracy",
+        "failed": "; ".join(failures) or "nothing",
+        "machine": ", ".join(f"{name} {value}" for name, value in {"pyro-mvae": __version__, **environment()}.items()),
+    }
+    write(out / "table9.csv", comparison.table.to_csv(index=False))
+    write(out / "table9.md", markdown(header, rows) + "".join(f"\n- {name}: {text}" for name, text in facts.items()) + "\n")
+    named = {type(model).__name__: model.eval() for model in trained.values()}
+    pictures = {
+        "Accuracy (Figure 15)": plots.accuracy_bars(
+            comparison.table, {**ACCURACIES, "paper: accuracy %": "the paper's, undefined"}
+        ),
+        "Reconstructions of test images": plots.reconstructions(named, data.test.images),
+        "Samples": plots.samples(named),
+        **{f"Codes of test images: {name}": plots.latent_scatter(model, data.test) for name, model in named.items()},
+    }
+    page = PAGE.format(
+        title=f"pyro-mvae: Table 9 on {data.name}",
+        tables=html_table(header, rows),
+        note="",
+        pictures="".join(html_picture(title, content) for title, content in pictures.items()),
+        facts="".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items()),
+    )
+    write(out / "report.html", page)

@@ -1,0 +1,202 @@
+"""The paper's prompt experiments (section 4): one model a prompt, and the loss as it falls."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pyro_mvae import plots
+from pyro_mvae._version import __version__
+from pyro_mvae.atomic import atomic
+from pyro_mvae.data import Data, load_data, matching
+from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.inference.asvi import negative_bound
+from pyro_mvae.inference.stage import fit_stage
+from pyro_mvae.models import model_class
+from pyro_mvae.report import PAGE, environment, html_picture, html_table
+from pyro_mvae.train import initialized
+
+COLUMNS = ("epoch", "loss", "kl", "likelihood")
+EVERY = 100
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One prompt: the paper's table of it, and what the run was."""
+
+    prompt: str
+    table: pd.DataFrame
+    seconds: float
+    num_images: int
+    test_loss: float | None
+
+
+def experiment(
+    prompts: Sequence[str],
+    *,
+    data: str = "emoji",
+    out: str | os.PathLike[str] = "experiments",
+    model: str = "mvae",
+    epochs: int = 1000,
+    batch_size: int = 32,
+    lr: float = 2e-3,
+    latent_dim: int = 16,
+    size: int | None = None,
+    seed: int = 0,
+    progress: Track = untracked,
+) -> list[Experiment]:
+    """Train a model on the images of each prompt, and write the paper's tables and figures of it (Tables 1–6, Figures 6–13).
+
+    Loss, KL and likelihood term are those of training, in nats per image, each 100 epochs: loss = KL + likelihood term, which is
+    the negative log-likelihood. The epochs and the batches of 32 are those of the paper's Table 8.
+
+    Args:
+        prompts: words that captions and tags of the images must have, all of them.
+        data, size: where images are looked for, see `load_data`; with captions.
+        out: the folder to make or to go on in: a prompt that is done is not run again.
+
+    Returns: an experiment a prompt; also in `out`: a folder for each prompt, `average.csv`, `seconds.csv` and `report.html`.
+
+    Raises:
+        ValueError: for prompts that no images match, or other settings that can't be.
+        Interrupted: after Ctrl-C; the same call goes on.
+
+    Example:
+        >>> import tempfile
+        >>> done = experiment(["red heart"], epochs=2, out=tempfile.mkdtemp())
+        >>> done[0].table.columns.tolist()
+        ['epoch', 'loss', 'kl', 'likelihood']
+    """
+    if not prompts:
+        raise ValueError("there is no prompt, expected one or more")
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}, expected 1 or more")
+    out, images = Path(out), load_data(data, size=size, seed=seed, progress=progress)
+    chosen = {prompt: matching(images, prompt) for prompt in prompts}
+    how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "latent_dim": latent_dim}
+    how |= {"data": data, "size": size, "seed": seed}
+    done = [run(prompt, some, out / slug(prompt), how, progress=progress) for prompt, some in chosen.items()]
+    write_all(done, out, {"data": images.name, **how})
+    return done
+
+
+def slug(prompt: str) -> str:
+    """A folder's name for a prompt.
+
+    Example:
+        >>> slug("Red heart!")
+        'red-heart'
+    """
+    return re.sub(r"\W+", "-", prompt.lower()).strip("-")
+
+
+def run(prompt: str, data: Data, folder: Path, how: dict[str, Any], *, progress: Track) -> Experiment:
+    """One experiment, with its table and pictures in its folder; read where it is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "experiment.json"
+    if settings.exists() and json.loads(settings.read_text(encoding="utf-8"))["how"] != how:
+        raise ValueError(f"{folder} holds an experiment with other settings: give another --out")
+    vae = initialized(model_class(how["model"]), data, latent_dim=how["latent_dim"], seed=how["seed"])
+    begun, known = time.perf_counter(), settings.exists()
+    vae, history = fit_stage(
+        vae,
+        data,
+        folder / "model.safetensors",
+        resume=True,
+        initialize=True,
+        progress=progress,
+        description=prompt,
+        **{name: how[name] for name in ("epochs", "batch_size", "lr", "seed")},
+    )
+    seconds = time.perf_counter() - begun
+    if known:
+        seconds = json.loads(settings.read_text(encoding="utf-8"))["seconds"]
+    bound = negative_bound(vae, data.test.images, binarization=data.binarization) if len(data.test) else None
+    table = logged(history)
+    pictures = {
+        "curves.png": plots.training_curves({prompt: history}),
+        "latent.png": plots.latent_scatter(vae, data.train),
+        "reconstructions.png": plots.reconstructions({how["model"]: vae}, data.train.images),
+        "samples.png": plots.samples({how["model"]: vae}, seed=how["seed"]),
+    }
+    for name, content in pictures.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_bytes(content)
+    write(folder / "history.csv", history.to_csv(index=False))
+    write(folder / "table.csv", table.to_csv(index=False))
+    about = {"prompt": prompt, "how": how, "seconds": round(seconds, 2), "num_images": len(data.train), "test_loss": bound}
+    write(settings, json.dumps(about, indent=2) + "\n")
+    return Experiment(prompt, table, round(seconds, 2), len(data.train), bound)
+
+
+def logged(history: pd.DataFrame) -> pd.DataFrame:
+    """The paper's columns at the first epoch, each 100th, and the last; epochs are counted from 1.
+
+    Example:
+        >>> history = pd.DataFrame({"epoch": range(250), "loss": 1.0, "kl": 0.5, "likelihood": 0.5})
+        >>> logged(history)["epoch"].tolist()
+        [1, 100, 200, 250]
+    """
+    counted = history.assign(epoch=history["epoch"] + 1)
+    last = int(counted["epoch"].max())
+    return counted.loc[counted["epoch"].isin({1, last, *range(EVERY, last, EVERY)}), list(COLUMNS)].reset_index(drop=True)
+
+
+def write(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def averages(done: Sequence[Experiment]) -> pd.DataFrame:
+    """Loss, KL and likelihood term averaged over the rows of each experiment's table, as in the paper's Table 5."""
+    means = [{"prompt": each.prompt, **each.table[list(COLUMNS[1:])].mean().to_dict()} for each in done]
+    return pd.DataFrame(means)
+
+
+def run_times(done: Sequence[Experiment]) -> pd.DataFrame:
+    """Seconds of each experiment, tracing included, as in the paper's Table 6."""
+    rows = [{"prompt": each.prompt, "images": each.num_images, "seconds": each.seconds} for each in done]
+    return pd.DataFrame(rows)
+
+
+def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, numbers to two places."""
+    rows = [
+        [f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row] for row in table.to_numpy(dtype=object)
+    ]
+    return [str(name) for name in table.columns], rows
+
+
+def write_all(done: Sequence[Experiment], out: Path, how: dict[str, Any]) -> None:
+    """Write `average.csv`, `seconds.csv` and `report.html`."""
+    write(out / "average.csv", averages(done).to_csv(index=False))
+    write(out / "seconds.csv", run_times(done).to_csv(index=False))
+    tables = {
+        "Averages (Table 5), nats per image": averages(done),
+        f"Run times (Table 6): {run_times(done)['seconds'].mean():.1f} s on average": run_times(done),
+        **{f"{each.prompt}: loss, KL and likelihood term, nats per image": each.table for each in done},
+    }
+    names = {"curves": "Training", "latent": "Codes", "reconstructions": "Reconstructions", "samples": "Samples"}
+    pictures = "".join(
+        html_picture(f"{title}: {each.prompt}", (out / slug(each.prompt) / f"{name}.png").read_bytes())
+        for each in done
+        for name, title in names.items()
+    )
+    facts = {**how, "machine": ", ".join(f"{key} {value}" for key, value in {"pyro-mvae": __version__, **environment()}.items())}
+    page = PAGE.format(
+        title="pyro-mvae: prompts",
+        tables="".join(f"<h2>{html.escape(title)}</h2>{html_table(*as_text(table))}" for title, table in tables.items()),
+        note="",
+        pictures=pictures,
+        facts="".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items()),
+    )
+    write(out / "report.html", page)

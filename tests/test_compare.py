@@ -1,0 +1,123 @@
+"""The comparison of Table 9 at a small size, on a data set made for it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+
+import pyro_mvae
+from pyro_mvae import cli
+from tests.evaluate.test_measures import stripes
+
+SMALL = {"epochs": 1, "seeds": 2, "batch_size": 20, "nll_samples": 2, "num_generated": 40, "latent_dim": 4}
+
+
+def write_idx(path, values):
+    header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+    with gzip.open(path, "wb") as file:
+        file.write(header + values.numpy().astype("uint8").tobytes())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stripes")
+    for part, split in {"train": stripes(200), "t10k": stripes(60, seed=1)}.items():
+        write_idx(folder / f"{part}-images-idx3-ubyte.gz", split.images[:, 0])
+        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", split.labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(folder, tmp_path_factory):
+    """Three models, of which one can't be made."""
+    out, module = tmp_path_factory.mktemp("compare") / "out", sys.modules["pyro_mvae.compare"]
+    original = module.made
+
+    def made(settings, name, seed, data):
+        if name == "betavae":
+            raise RuntimeError("it won't <work>")
+        return original(settings, name, seed, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "made", made)
+        comparison = pyro_mvae.compare(data=f"mnist:{folder}", models="vae,betavae,mvae", out=out, **SMALL)
+    return out, comparison
+
+
+def test_every_model_has_a_row_and_the_papers_figures_are_labelled(compared):
+    out, _ = compared
+    table = pd.read_csv(out / "table9.csv")
+    assert table["model"].tolist() == ["VAE", "MVAE"]
+    for column in ("clustering accuracy", "k-NN accuracy, 100 labels", "generation accuracy", "CAS"):
+        assert table[column].between(0, 100).all()
+        assert table[f"{column}, sd"].notna().all()
+    for column in ("NLL", "s/epoch", "parameters", "int8 KB", "p50 µs"):
+        assert (table[column] > 0).all()
+    assert table["paper: accuracy %"].tolist() == [75.3, 97.2]
+    text = (out / "table9.md").read_text()
+    assert "paper: accuracy %" in text
+    assert "does not define its accuracy" in text
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert "Figure 15" in page
+
+
+def test_a_model_that_fails_is_reported_and_does_not_stop_the_others(compared):
+    out, comparison = compared
+    assert comparison.failures == {f"betavae, seed {seed}": "RuntimeError: it won't <work>" for seed in (0, 1)}
+    assert "Traceback" in (out / "results/betavae-0.failed.txt").read_text()
+    assert "it won&#x27;t &lt;work&gt;" in (out / "report.html").read_text()
+
+
+def test_every_figure_says_how_it_came_about(compared):
+    out, _ = compared
+    result = json.loads((out / "results/vae-1.json").read_text())
+    assert (result["model"], result["seed"], result["epochs"]) == ("vae", 1, 1)
+    assert len(result["measurements"]) == 11
+    assert all(entry["protocol"] and entry["num_images"] > 0 for entry in result["measurements"])
+
+
+def test_what_is_finished_is_not_trained_again_and_what_failed_is_tried_again(compared, folder):
+    out, _ = compared
+    before = {path: path.stat().st_mtime_ns for path in (out / "checkpoints").iterdir()}
+    command = ["compare", "--data", f"mnist:{folder}", "--models", "vae,betavae,mvae", "--out", str(out)]
+    for name, value in SMALL.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    result = CliRunner().invoke(cli.main, command)
+    assert result.exit_code == 0, result.output
+    assert "BetaVAE" in (out / "table9.md").read_text()
+    assert not list((out / "results").glob("*.failed.txt"))
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+
+
+def test_a_folder_of_something_else_is_refused(compared, folder, tmp_path):
+    out, _ = compared
+    with pytest.raises(ValueError, match="holds a comparison with epochs=1, not 2"):
+        pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=out, **{**SMALL, "epochs": 2})
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and holds no comparison"):
+        pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=tmp_path, **SMALL)
+    with pytest.raises(ValueError, match="did you mean 'mvae'"):
+        pyro_mvae.compare(models="vae,mvea")
+    with pytest.raises(ValueError, match="seeds is 0"):
+        pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=tmp_path / "new", **{**SMALL, "seeds": 0})
+
+
+def test_data_without_labels_have_no_accuracies(tmp_path):
+    from PIL import Image
+
+    for i, image in enumerate(stripes(30).images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    comparison = pyro_mvae.compare(
+        data=f"folder:{tmp_path}", size=16, models="mvae", out=tmp_path / "out", **{**SMALL, "seeds": 1, "batch_size": 10}
+    )
+    assert comparison.table["clustering accuracy"].isna().all()
+    assert torch.isfinite(torch.tensor(comparison.table["NLL"].tolist())).all()
+    assert "–" in (tmp_path / "out/table9.md").read_text()

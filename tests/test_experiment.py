@@ -1,0 +1,72 @@
+"""The prompt experiments at a small size."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import pyro_mvae
+from pyro_mvae import cli, load_data
+from pyro_mvae.data import Data, Split, matching
+from tests.evaluate.test_measures import stripes
+
+SMALL = {"epochs": 3, "latent_dim": 4}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("experiments") / "out"
+    return out, pyro_mvae.experiment(["red heart", "clock"], out=out, **SMALL)
+
+
+def test_only_images_with_every_word_are_chosen():
+    emoji = load_data("emoji")
+    found = matching(emoji, "Red heart")
+    assert 2 <= len(found.train) < len(matching(emoji, "heart").train)
+    for split in (found.train, found.test):
+        for caption, tags in zip(split.captions, split.tags, strict=True):
+            assert {"red", "heart"} <= set(" ".join([caption, *tags]).lower().replace("-", " ").split())
+
+
+def test_prompts_that_match_nothing_are_explained(tmp_path):
+    with pytest.raises(ValueError, match=r"0 training images of .* match 'purple zebra'"):
+        pyro_mvae.experiment(["purple zebra"], out=tmp_path / "out", **SMALL)
+    assert not (tmp_path / "out").exists()
+    for prompts, message in (((), "no prompt"), (("?!",), "expected a word")):
+        with pytest.raises(ValueError, match=message):
+            pyro_mvae.experiment(prompts, out=tmp_path / "out", **SMALL)
+    some = stripes(10)
+    with pytest.raises(ValueError, match="has no captions"):
+        matching(Data("stripes", train=Split(some.images), test=Split(some.images), binarization="none"), "heart")
+
+
+def test_tables_are_the_papers(done):
+    out, experiments = done
+    table = pd.read_csv(out / "red-heart/table.csv")
+    assert table.columns.tolist() == ["epoch", "loss", "kl", "likelihood"]
+    assert table["epoch"].tolist() == [1, 3]
+    assert table["loss"].values == pytest.approx((table["kl"] + table["likelihood"]).values)
+    average = pd.read_csv(out / "average.csv")
+    assert average["prompt"].tolist() == ["red heart", "clock"]
+    assert average["loss"][0] == pytest.approx(table["loss"].mean())
+    seconds = pd.read_csv(out / "seconds.csv")
+    assert seconds["seconds"].tolist() == [each.seconds for each in experiments]
+    assert (seconds["seconds"] > 0).all()
+    assert (out / "report.html").read_text().count("data:image/png;base64,") == 8
+
+
+def test_a_prompt_that_is_done_is_not_run_again(done):
+    out, experiments = done
+    model = out / "clock/model.safetensors"
+    before = model.stat().st_mtime_ns
+    command = ["experiment", "--prompt", "clock", "--prompt", "face", "--out", str(out), "--epochs", "3", "--latent-dim", "4"]
+    result = CliRunner().invoke(cli.main, command)
+    assert result.exit_code == 0, result.output
+    assert model.stat().st_mtime_ns == before
+    assert json.loads((out / "clock/experiment.json").read_text())["seconds"] == experiments[1].seconds
+    assert pd.read_csv(out / "average.csv")["prompt"].tolist() == ["clock", "face"]
+    with pytest.raises(ValueError, match="other settings"):
+        pyro_mvae.experiment(["clock"], out=out, **{**SMALL, "epochs": 4})
