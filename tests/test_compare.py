@@ -19,6 +19,14 @@ from tests.evaluate.test_measures import stripes
 SMALL = {"epochs": 1, "seeds": 2, "batch_size": 20, "nll_samples": 2, "num_generated": 40, "latent_dim": 4}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_round():
+    """Timing is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["pyro_mvae.compare"], "ROUNDS", 1)
+        yield
+
+
 def write_idx(path, values):
     header = struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
     with gzip.open(path, "wb") as file:
