@@ -234,14 +234,18 @@ def finish_epoch(run: Run, test: Tensor | None, binarization: str, callbacks: Se
 
 @torch.no_grad()
 def negative_bound(model: nn.Module, images: Tensor, *, binarization: str = "none", seed: int = 0, chunk: int = 500) -> float:
-    """−ELBO per image in nats, of a model in evaluation mode; the noise and the binarisation follow from the seed."""
+    """−ELBO per image in nats, of a model in evaluation mode, without what it weighs or adds to it in training.
+
+    The noise and the binarisation follow from the seed.
+    """
     device, was_training = next(model.parameters()).device, model.training
     xs = binarize(images, seed=seed) if binarization == "dynamic" else images.float() / 255
     objective, total = Objective(model.eval()), 0.0
     with own_noise():
         torch.manual_seed(seed)
         for x in xs.split(chunk):
-            total += float(objective(x.to(device))["loss"]) * len(x)
+            terms = objective(x.to(device))
+            total += sum(float(terms[name]) for name in ("likelihood", "kl", "theta_kl") if name in terms) * len(x)
     model.train(was_training)
     return total / len(images)
 

@@ -137,7 +137,8 @@ class Objective(nn.Module):
         theta_kl_weight: β′, of the site `theta`; 1 for the bound (8), 0 for the paper's (7), which drops that KL.
         precision: that of the nets, "float32" or "bfloat16".
 
-    Shapes: (n, C, H, W) → {"loss": (), "likelihood": (), "kl": (), "theta_kl" where there is one, and each R by its name: ()}.
+    Shapes: (n, C, H, W) → {"loss": (), "likelihood": (), "kl": (), "theta_kl" where there is one, each factor of the model and
+    each R by its name: ()}. "kl" is the KL itself, also where the model weighs it, as a β-VAE does; "loss" has it weighed.
 
     Raises:
         ValueError: for a weight below 0, or two penalties of one name.

@@ -11,6 +11,7 @@ from pyro.infer import TraceEnum_ELBO
 
 from pyro_mvae import GMVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, Objective, VaDE, fit
 from pyro_mvae.evaluate.likelihood import log_evidence
+from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.inference.objective import importance_traces
 from pyro_mvae.models.info_vae import KERNELS, mmd
 from pyro_mvae.models.mixture import Mixture
@@ -40,6 +41,16 @@ def test_a_beta_vae_weighs_its_kl_and_reports_it_unweighed(beta):
     vae.kl_weight = 1.0
     plain = terms(vae, x_for())
     assert (plain["kl"], plain["likelihood"]) == (found["kl"], found["likelihood"])
+
+
+def test_the_bound_on_test_images_is_the_models_without_its_weights_and_factors(images):
+    for vae in (BetaVAE((1, 16, 16), 4, beta=9.0, **SMALL), VAEGAN((1, 16, 16), 4, **SMALL)):
+        vae.eval()
+        torch.manual_seed(0)
+        found = Objective(vae)(images.float() / 255)
+        expected = float((found["likelihood"] + found["kl"]).detach())
+        assert negative_bound(vae, images) == pytest.approx(expected, rel=1e-5)
+        assert float(found["loss"].detach()) > expected + 1
 
 
 def test_info_vae_is_the_vae_for_alpha_0_and_lambda_1_and_has_no_kl_for_alpha_1():
