@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich import print_json
 
-from pyro_mvae.atomic import atomic
+from pyro_mvae.atomic import write_text
 from pyro_mvae.report import environment
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,8 +57,7 @@ def record(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Mapping[str, An
         command = shlex.join(["pytest", *sys.argv[1:]])
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         content = {"command": command, "when": when, "cores": os.cpu_count(), **environment(), "figures": figures}
-        with atomic(RESULTS / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(RESULTS / f"{name}.json", json.dumps(content, indent=2) + "\n")
         with capsys.disabled():
             print(f"\n{name}")
             print_json(data=figures)

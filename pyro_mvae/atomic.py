@@ -38,6 +38,23 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
         remove(temporary)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, as `atomic` does.
+
+    Raises:
+        OSError: when the folder can't be made or written to.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> write_text(path, "β")
+        >>> path.read_text(encoding="utf-8")
+        'β'
+    """
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder; nothing happens when there is none."""
     if path.is_dir():

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyro_mvae import plots
 from pyro_mvae._version import __version__
-from pyro_mvae.atomic import atomic, remove
+from pyro_mvae.atomic import remove, write_text
 from pyro_mvae.compress import Student, miniaturize
 from pyro_mvae.compress.miniaturize import KB, BudgetError
 from pyro_mvae.data import Data, load_data
@@ -229,8 +229,7 @@ def start(out: Path, settings: Settings) -> None:
     """Clear away what an earlier build made, and note what this one is."""
     for name in [*REPORTS, CHECKPOINTS, "student.safetensors", *(name.format(part) for name in FILES for part in PARTS)]:
         remove(out / name)
-    with atomic(out / SETTINGS) as temporary:
-        temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    write_text(out / SETTINGS, json.dumps(asdict(settings), indent=2) + "\n")
 
 
 def resumed(out: Path) -> Settings:

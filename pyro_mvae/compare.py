@@ -19,7 +19,7 @@ import torch
 
 from pyro_mvae import evaluate, plots
 from pyro_mvae._version import __version__
-from pyro_mvae.atomic import atomic
+from pyro_mvae.atomic import write_text
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
@@ -154,12 +154,12 @@ def compare(
                 measure(settings, name, seed, images, out, judges, progress=progress)
             except Exception as error:
                 failures[f"{name}, seed {seed}"] = f"{type(error).__name__}: {error}"
-                write(out / "results" / f"{name}-{seed}.failed.txt", traceback.format_exc())
+                write_text(out / "results" / f"{name}-{seed}.failed.txt", traceback.format_exc())
     trained = {name: model for name in settings.models if (model := first_model(settings, name, images, out)) is not None}
     if not trained:
         raise ValueError(f"no model could be trained: {'; '.join(failures.values())}")
     speed = epoch_seconds(trained, images, settings=settings)
-    comparison = Comparison(table_of(settings, trained, speed, out), failures)
+    comparison = Comparison(table_of(settings, trained, speed, images, out), failures)
     report(settings, comparison, trained, images, out)
     return comparison
 
@@ -180,12 +180,7 @@ def claim(out: Path, settings: Settings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for folder in ("results", "checkpoints"):
         (out / folder).mkdir(exist_ok=True)
-    write(path, json.dumps(wanted, indent=2) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(wanted, indent=2) + "\n")
 
 
 def made(settings: Settings, name: str, seed: int, data: Data) -> VAE:
@@ -237,7 +232,7 @@ def measure(
         )
     about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
     about |= {"initialize_seconds": history.attrs.get("initialize_seconds", 0.0), **environment()}
-    write(path, json.dumps({**about, "measurements": [figure.as_dict() for figure in found]}, indent=2) + "\n")
+    write_text(path, json.dumps({**about, "measurements": [figure.as_dict() for figure in found]}, indent=2) + "\n")
     (out / "results" / f"{name}-{seed}.failed.txt").unlink(missing_ok=True)
 
 
@@ -283,9 +278,8 @@ def cost_of(model: VAE, data: Data) -> Cost:
     return Cost(size / 1000, time_us)
 
 
-def table_of(settings: Settings, trained: Mapping[str, VAE], speed: Mapping[str, float], out: Path) -> pd.DataFrame:
+def table_of(settings: Settings, trained: Mapping[str, VAE], speed: Mapping[str, float], data: Data, out: Path) -> pd.DataFrame:
     """A row a model: means and standard deviations over seeds, and the paper's figures."""
-    data = load_data(settings.data, size=settings.size)
     rows = []
     for name, model in trained.items():
         figures = gathered(out, name, settings.seeds)
@@ -371,8 +365,8 @@ def report(settings: Settings, comparison: Comparison, trained: Mapping[str, VAE
         "failed": "; ".join(failures) or "nothing",
         "machine": ", ".join(f"{name} {value}" for name, value in {"pyro-mvae": __version__, **environment()}.items()),
     }
-    write(out / "table9.csv", comparison.table.to_csv(index=False))
-    write(out / "table9.md", markdown(header, rows) + "".join(f"\n- {name}: {text}" for name, text in facts.items()) + "\n")
+    write_text(out / "table9.csv", comparison.table.to_csv(index=False))
+    write_text(out / "table9.md", markdown(header, rows) + "".join(f"\n- {name}: {text}" for name, text in facts.items()) + "\n")
     named = {type(model).__name__: model.eval() for model in trained.values()}
     pictures = {
         "Accuracy (Figure 15)": plots.accuracy_bars(
@@ -389,4 +383,4 @@ def report(settings: Settings, comparison: Comparison, trained: Mapping[str, VAE
         pictures="".join(html_picture(title, content) for title, content in pictures.items()),
         facts="".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items()),
     )
-    write(out / "report.html", page)
+    write_text(out / "report.html", page)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from pyro_mvae import plots
 from pyro_mvae._version import __version__
-from pyro_mvae.atomic import atomic
+from pyro_mvae.atomic import atomic, write_text
 from pyro_mvae.data import Data, load_data, matching
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.inference.asvi import negative_bound
@@ -131,10 +131,10 @@ def run(prompt: str, data: Data, folder: Path, how: dict[str, Any], *, progress:
     for name, content in pictures.items():
         with atomic(folder / name) as temporary:
             temporary.write_bytes(content)
-    write(folder / "history.csv", history.to_csv(index=False))
-    write(folder / "table.csv", table.to_csv(index=False))
+    write_text(folder / "history.csv", history.to_csv(index=False))
+    write_text(folder / "table.csv", table.to_csv(index=False))
     about = {"prompt": prompt, "how": how, "seconds": round(seconds, 2), "num_images": len(data.train), "test_loss": bound}
-    write(settings, json.dumps(about, indent=2) + "\n")
+    write_text(settings, json.dumps(about, indent=2) + "\n")
     return Experiment(prompt, table, round(seconds, 2), len(data.train), bound)
 
 
@@ -149,11 +149,6 @@ def logged(history: pd.DataFrame) -> pd.DataFrame:
     counted = history.assign(epoch=history["epoch"] + 1)
     last = int(counted["epoch"].max())
     return counted.loc[counted["epoch"].isin({1, last, *range(EVERY, last, EVERY)}), list(COLUMNS)].reset_index(drop=True)
-
-
-def write(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def averages(done: Sequence[Experiment]) -> pd.DataFrame:
@@ -178,8 +173,8 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 def write_all(done: Sequence[Experiment], out: Path, how: dict[str, Any]) -> None:
     """Write `average.csv`, `seconds.csv` and `report.html`."""
-    write(out / "average.csv", averages(done).to_csv(index=False))
-    write(out / "seconds.csv", run_times(done).to_csv(index=False))
+    write_text(out / "average.csv", averages(done).to_csv(index=False))
+    write_text(out / "seconds.csv", run_times(done).to_csv(index=False))
     tables = {
         "Averages (Table 5), nats per image": averages(done),
         f"Run times (Table 6): {run_times(done)['seconds'].mean():.1f} s on average": run_times(done),
@@ -199,4 +194,4 @@ def write_all(done: Sequence[Experiment], out: Path, how: dict[str, Any]) -> Non
         pictures=pictures,
         facts="".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd>" for name, value in facts.items()),
     )
-    write(out / "report.html", page)
+    write_text(out / "report.html", page)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pyro_mvae.atomic import atomic
+from pyro_mvae.atomic import write_text
 
 PROXY = "p50 and p90 on one thread of this machine's CPU: a proxy, no phone's latency. Core ML runs on Apple's systems only."
 
@@ -56,8 +56,7 @@ class Report:
             OSError: when the folder can't be written.
         """
         for name, text in {"report.json": self.to_json(), "report.html": self.to_html()}.items():
-            with atomic(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
 
     def model_rows(self) -> list[list[str]]:
         """Name, parameters, multiply-adds, NLL and size of teacher and student."""

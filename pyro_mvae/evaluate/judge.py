@@ -92,6 +92,9 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
 
     A model with clusters draws from the cluster that the Hungarian map gives to the label on training images. Any other draws
     codes like those of the label's training images, see `draw_like` of the model.
+
+    Raises:
+        ValueError: when a model has fewer clusters that are used than there are labels.
     """
     labels = labels_of(train)
     wanted = np.unique(labels)
@@ -101,6 +104,10 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
         torch.manual_seed(seed)
         if hasattr(model, "clusters"):
             clusters = {label: cluster for cluster, label in matched(assigned(model, train.images), labels).items()}
+            if len(clusters) < len(wanted):
+                raise ValueError(
+                    f"the model has clusters for {len(clusters)} of {len(wanted)} labels: give it a larger num_clusters"
+                )
             pictures = [model.generate(each, cluster=clusters[int(label)]) for label in wanted]  # pyright: ignore[reportCallIssue]
             how = "drawn from the model's own cluster that the Hungarian map on training images gives to the label"
         else:

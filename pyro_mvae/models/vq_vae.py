@@ -67,14 +67,14 @@ class VQVAE(VAE):
         shape, dim = checked_shape(image_shape), positive(latent_dim, "latent_dim")
         usual = usual_sizes(net, shape)
         sizes: dict[str, Any] = {"widths": list(usual[0] if widths is None else widths), "hidden": hidden or usual[1]}
-        encoder, decoder, self_places = make_grid_nets(net, shape, dim, **sizes, mlp_places=positive(places, "places"))
+        encoder, decoder, num_places = make_grid_nets(net, shape, dim, **sizes, mlp_places=positive(places, "places"))
         super().__init__(shape, dim, net=net, **sizes, encoder=encoder, decoder=decoder, **more)
         if not commitment >= 0:
             raise ValueError(f"commitment is {commitment}, expected 0 or more")
         self.config |= {"num_codes": num_codes, "commitment": commitment, "decay": decay, "places": places}
-        self.commitment, self.latent_dim = commitment, dim * self_places
+        self.commitment, self.latent_dim = commitment, dim * num_places
         self.codebook = Codebook(positive(num_codes, "num_codes"), dim, decay=decay)
-        self.code_prior = Causal(num_codes, self_places)
+        self.code_prior = Causal(num_codes, num_places)
 
     def prior(self, n: int) -> TorchDistributionMixin:
         """p(z): codes drawn one after another."""

@@ -140,6 +140,12 @@ def test_a_models_own_clusters_are_used_where_it_has_some(sets):
     assert min(read.value, cas.value) > 80
 
 
+def test_too_few_clusters_for_the_labels_are_explained(sets):
+    vae = VaDE((1, 16, 16), 4, num_clusters=2, net="mlp", hidden=8)
+    with pytest.raises(ValueError, match="of 4 labels: give it a larger num_clusters"):
+        judge.generated(vae, sets[0], num_images=8)
+
+
 def judge_of(train):
     return evaluate.train_classifier(train.images, train.labels, steps=150, batch_size=40)
 
