@@ -25,6 +25,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mnist", metavar="DIR", help="the folder of MNIST's idx files, for the figures on all of MNIST")
+
+
 @pytest.fixture
 def measured() -> Callable[..., list[dict[str, Any]]]:
     """Measure case after case, each once: a benchmark that was cut short goes on where it stopped.

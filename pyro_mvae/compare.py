@@ -9,7 +9,9 @@ import os
 import statistics
 import tempfile
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,18 +152,32 @@ def compare(
     failures: dict[str, str] = {}
     for name in settings.models:
         for seed in range(settings.seeds):
-            try:
+            with reported(failures, f"{name}-{seed}", out):
                 measure(settings, name, seed, images, out, judges, progress=progress)
-            except Exception as error:
-                failures[f"{name}, seed {seed}"] = f"{type(error).__name__}: {error}"
-                write_text(out / "results" / f"{name}-{seed}.failed.txt", traceback.format_exc())
-    trained = {name: model for name in settings.models if (model := first_model(settings, name, images, out)) is not None}
+    trained: dict[str, VAE] = {}
+    for name in settings.models:
+        with reported(failures, f"{name}-read", out):
+            model = first_model(settings, name, images, out)
+            trained |= {} if model is None else {name: model}
     if not trained:
         raise ValueError(f"no model could be trained: {'; '.join(failures.values())}")
-    speed = epoch_seconds(trained, images, settings=settings)
-    comparison = Comparison(table_of(settings, trained, speed, images, out), failures)
+    costs = costs_of(trained, images, settings=settings, failures=failures, out=out)
+    comparison = Comparison(table_of(settings, trained, costs, out), failures)
     report(settings, comparison, trained, images, out)
     return comparison
+
+
+@contextmanager
+def reported(failures: dict[str, str], what: str, out: Path) -> Iterator[None]:
+    """Whatever fails is noted, with its traceback in `out/results`, and does not stop the rest."""
+    path = out / "results" / f"{what}.failed.txt"
+    try:
+        yield
+    except Exception as error:
+        failures[what] = f"{type(error).__name__}: {error}"
+        write_text(path, traceback.format_exc())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def claim(out: Path, settings: Settings) -> None:
@@ -233,7 +249,6 @@ def measure(
     about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
     about |= {"initialize_seconds": history.attrs.get("initialize_seconds", 0.0), **environment()}
     write_text(path, json.dumps({**about, "measurements": [figure.as_dict() for figure in found]}, indent=2) + "\n")
-    (out / "results" / f"{name}-{seed}.failed.txt").unlink(missing_ok=True)
 
 
 def first_model(settings: Settings, name: str, data: Data, out: Path) -> VAE | None:
@@ -244,27 +259,36 @@ def first_model(settings: Settings, name: str, data: Data, out: Path) -> VAE | N
     return None
 
 
-def epoch_seconds(models: Mapping[str, VAE], data: Data, *, settings: Settings) -> dict[str, float]:
-    """Seconds an epoch of each model: the median of several rounds in which the models take turns, on part of an epoch."""
-    part = data.train.images[:TIMED_IMAGES]
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(ROUNDS):
-        for name, model in models.items():
-            history = fit(copy.deepcopy(model), part, epochs=1, batch_size=settings.batch_size, compile="eager")
-            times[name].append(float(history["seconds"].iloc[0]) * len(data.train) / len(part))
-    return {name: statistics.median(some) for name, some in times.items()}
-
-
 @dataclass(frozen=True)
 class Cost:
-    """What a model's nets cost on a phone, quantised: bytes of both files, and microseconds to encode and decode, p50."""
+    """What a model costs: seconds an epoch; quantised for a phone, KB of both files, and µs to encode and decode, p50."""
 
+    epoch_seconds: float
     int8_kb: float
     p50_us: float
 
 
-def cost_of(model: VAE, data: Data) -> Cost:
-    """Measured on int8 `.pte` files, whose ranges are set on training images."""
+def costs_of(
+    models: Mapping[str, VAE], data: Data, *, settings: Settings, failures: dict[str, str], out: Path
+) -> dict[str, Cost]:
+    """The cost of each model for which it can be measured.
+
+    Seconds an epoch are the median of several rounds in which the models take turns, on part of an epoch.
+    """
+    part, times, costs = data.train.images[:TIMED_IMAGES], defaultdict[str, list[float]](list), {}
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            with reported(failures, f"{name}-epoch", out):
+                history = fit(copy.deepcopy(model), part, epochs=1, batch_size=settings.batch_size, compile="eager")
+                times[name].append(float(history["seconds"].iloc[0]) * len(data.train) / len(part))
+    for name, some in times.items():
+        with reported(failures, f"{name}-cost", out):
+            costs[name] = Cost(statistics.median(some), *deployed_cost(models[name], data))
+    return costs
+
+
+def deployed_cost(model: VAE, data: Data) -> tuple[float, float]:
+    """KB and µs, measured on int8 `.pte` files, whose ranges are set on training images."""
     small = Quantize()(model).train()
     with torch.no_grad():
         small.decode(small.encode(data.train.images[:256].float() / 255))
@@ -275,10 +299,10 @@ def cost_of(model: VAE, data: Data) -> Cost:
             path = Path(folder) / f"{part}.pte"
             size += export_executorch(small, path, part=part, images=data.test.images).bytes
             time_us += latency(load_artifact(path).run, inputs_for(part, small, data.test.images)[:1]).p50_us
-    return Cost(size / 1000, time_us)
+    return size / 1000, time_us
 
 
-def table_of(settings: Settings, trained: Mapping[str, VAE], speed: Mapping[str, float], data: Data, out: Path) -> pd.DataFrame:
+def table_of(settings: Settings, trained: Mapping[str, VAE], costs: Mapping[str, Cost], out: Path) -> pd.DataFrame:
     """A row a model: means and standard deviations over seeds, and the paper's figures."""
     rows = []
     for name, model in trained.items():
@@ -288,9 +312,9 @@ def table_of(settings: Settings, trained: Mapping[str, VAE], speed: Mapping[str,
             values = figures.get(figure, [])
             row[figure] = statistics.fmean(values) if values else None
             row[f"{figure}, sd"] = statistics.stdev(values) if len(values) > 1 else None
-        cost = cost_of(model, data)
-        row |= {"s/epoch": round(speed[name], 3), "parameters": num_params(model)}
-        row |= {"int8 KB": round(cost.int8_kb, 1), "p50 µs": round(cost.p50_us, 1)}
+        cost = costs.get(name)
+        row |= {"s/epoch": cost and round(cost.epoch_seconds, 3), "parameters": num_params(model)}
+        row |= {"int8 KB": cost and round(cost.int8_kb, 1), "p50 µs": cost and round(cost.p50_us, 1)}
         row |= dict(zip(("paper: accuracy %", "paper: s/epoch"), PAPER[name], strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -321,8 +345,8 @@ def shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     ]
     rows = []
     for row in table.to_dict("records"):
-        cells = [row["model"], *(with_spread(row[name], row[f"{name}, sd"]) for name in FIGURES), f"{row['s/epoch']:.2f}"]
-        cells += [f"{row['parameters']:,}", f"{row['int8 KB']:.1f}", f"{row['p50 µs']:.0f}"]
+        cells = [row["model"], *(with_spread(row[name], row[f"{name}, sd"]) for name in FIGURES), number(row["s/epoch"], 2)]
+        cells += [f"{row['parameters']:,}", number(row["int8 KB"], 1), number(row["p50 µs"], 0)]
         rows.append([*cells, f"{row['paper: accuracy %']:.1f}", f"{row['paper: s/epoch']:g}"])
     return header, rows
 
@@ -334,9 +358,18 @@ def with_spread(value: float | None, sd: float | None) -> str:
         >>> with_spread(94.461, 0.5), with_spread(None, None)
         ('94.46 ± 0.50', '–')
     """
-    if value is None or pd.isna(value):
-        return "–"
-    return f"{value:.2f}" if sd is None or pd.isna(sd) else f"{value:.2f} ± {sd:.2f}"
+    mean, spread = number(value, 2), number(sd, 2)
+    return mean if "–" in (mean, spread) else f"{mean} ± {spread}"
+
+
+def number(value: float | None, places: int) -> str:
+    """A number to some decimal places, or a dash.
+
+    Example:
+        >>> number(1.26, 1), number(None, 1)
+        ('1.3', '–')
+    """
+    return "–" if value is None or pd.isna(value) else f"{value:.{places}f}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

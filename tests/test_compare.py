@@ -79,9 +79,22 @@ def test_every_model_has_a_row_and_the_papers_figures_are_labelled(compared):
 
 def test_a_model_that_fails_is_reported_and_does_not_stop_the_others(compared):
     out, comparison = compared
-    assert comparison.failures == {f"betavae, seed {seed}": "RuntimeError: it won't <work>" for seed in (0, 1)}
+    assert comparison.failures == {f"betavae-{seed}": "RuntimeError: it won't <work>" for seed in (0, 1)}
     assert "Traceback" in (out / "results/betavae-0.failed.txt").read_text()
     assert "it won&#x27;t &lt;work&gt;" in (out / "report.html").read_text()
+
+
+def test_a_cost_that_cant_be_measured_is_a_dash(compared, monkeypatch, folder):
+    out, _ = compared
+    module = sys.modules["pyro_mvae.compare"]
+    original = module.deployed_cost
+    monkeypatch.setattr(module, "deployed_cost", lambda model, data: original(model, data) if "MVAE" in str(type(model)) else 1 / 0)
+    comparison = pyro_mvae.compare(data=f"mnist:{folder}", models="vae,mvae", out=out, **SMALL)
+    assert comparison.failures == {"vae-cost": "ZeroDivisionError: division by zero"}
+    vae, mvae = pd.read_csv(out / "table9.csv").to_dict("records")
+    assert pd.isna(vae["int8 KB"])
+    assert mvae["int8 KB"] > 0
+    assert vae["NLL"] > 0
 
 
 def test_every_figure_says_how_it_came_about(compared):

@@ -102,7 +102,7 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
     model.eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if hasattr(model, "clusters"):
+        if model.num_clusters is not None:
             clusters = {label: cluster for cluster, label in matched(assigned(model, train.images), labels).items()}
             if len(clusters) < len(wanted):
                 raise ValueError(

@@ -91,7 +91,7 @@ def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0)
     """
     labels = labels_of(test)
     num_classes = int(labels_of(train).max()) + 1
-    if hasattr(model, "clusters"):
+    if model.num_clusters is not None:
         found, protocol = assigned(model, test.images), "the model's own clusters"
     else:
         mixture = GaussianMixture(num_classes, covariance_type="full", reg_covar=1e-4, n_init=3, random_state=seed)

@@ -199,7 +199,8 @@ def fit(
                     run.look()
                     if run.step == run.steps_per_epoch:
                         finish_epoch(run, test, binarization, callbacks)
-                    run.keep()
+                    if run.keep_is_due:
+                        run.keep()
                 if interrupted.is_set():
                     stop(run)
         except ProcessLost:

@@ -83,6 +83,7 @@ class Run:
         self.how: dict[str, str] = {}
         self.rewound = False
         self.kept: State | None = None
+        self.steps_since_kept = 0
         self.written, self.started = time.monotonic(), time.perf_counter()
 
     @property
@@ -161,6 +162,7 @@ class Run:
             self.window_sums[name] = term * len(share) if total is None else total.add_(term, alpha=len(share))
         self.window_images += len(x)
         self.step += 1
+        self.steps_since_kept += 1
         self.seconds = time.perf_counter() - self.started
 
     @property
@@ -304,8 +306,14 @@ class Run:
         weights = {name: float(value) for name, value in self.objective.weights.items()}
         return tensors, {"settings": self.settings, "position": position, "numbers": numbers, "weights": weights}
 
+    @property
+    def keep_is_due(self) -> bool:
+        """Whether a window's steps were taken since the state was kept: an epoch of a few is not worth a copy."""
+        return self.steps_since_kept >= WINDOW
+
     def keep(self) -> None:
         """Copy the state, as one to go back to, and write it if the last one written is `seconds_between` old."""
+        self.steps_since_kept = 0
         tensors, description = self.state()
         description = files.copied(description)
         if self.kept is not None and self.kept[0].keys() == tensors.keys():

@@ -34,7 +34,7 @@ def fit_stage(
     Returns: the fitted model and its history, with "initialize_seconds" among its `attrs` where that took any.
     """
     if path is None:
-        seconds = started(model, data, settings) if initialize else 0.0
+        seconds = started(model, data, None, settings) if initialize else 0.0
         history = fit(model, data, **settings)
         history.attrs["initialize_seconds"] = seconds
         return model, history
@@ -44,21 +44,30 @@ def fit_stage(
         history.attrs = notes.get("attrs", {})
         return files.load_model(path), history
     state = path.with_suffix(".training.safetensors")
-    under_way = resume and files.exists(state)
-    seconds = started(model, data, settings) if initialize and not under_way else 0.0
+    beginning = path.with_suffix(".started.safetensors")
+    if not resume:
+        beginning.unlink(missing_ok=True)
+    seconds = started(model, data, beginning, settings) if initialize else 0.0
     history = fit(model, data, checkpoint=state, resume=resume, **settings)
     history.attrs["initialize_seconds"] = seconds
     if Parallel.current().rank == 0:
         files.save_model(path, model, history=history.to_dict("records"), attrs=history.attrs)
         files.discard(state)
+        beginning.unlink(missing_ok=True)
     return model, history
 
 
-def started(model: VAE, data: Data, settings: Mapping[str, Any]) -> float:
-    """Start a model that has a way to be started; how many seconds that took."""
-    if not hasattr(model, "initialize"):
+def started(model: VAE, data: Data, path: Path | None, settings: Mapping[str, Any]) -> float:
+    """Start a model that has a way to be started, and keep it at `path`, or read it there; how many seconds that took."""
+    if model.num_clusters is None:
         return 0.0
+    if path is not None and path.exists():
+        files.load_model(path, into=model)
+        return float(files.read(path)[1]["notes"]["seconds"])
     begun = time.perf_counter()
     shared = {name: settings[name] for name in ("seed", "batch_size", "epochs", "progress", "compile") if name in settings}
     model.initialize(data, fit=fit, **shared)  # pyright: ignore[reportCallIssue]
-    return round(time.perf_counter() - begun, 2)
+    seconds = round(time.perf_counter() - begun, 2)
+    if path is not None and Parallel.current().rank == 0:
+        files.save_model(path, model, seconds=seconds)
+    return seconds

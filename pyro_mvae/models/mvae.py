@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyro_mvae.models.vae import VAE
+from pyro_mvae.models.vade import VaDE
 
 
-class MVAE(VAE):
-    """The paper's mVAE: a `VAE` with mobile nets, made to be distilled, pruned and quantised under the objective (14).
+class MVAE(VaDE):
+    """The paper's mVAE: mobile nets, made to be distilled, pruned and quantised under the objective (14).
 
-    z ~ N(0, I), x ~ p(x|z); q(z|x) = N(loc(x), scale(x)²).
+    z ~ N(0, I), or with clusters y ~ Categorical(π), z ~ N(loc_y, diag(scale_y²)); θ′ ~ p(θ′) where the likelihood is Bayesian,
+    (6) to (12); x ~ p(x|z, θ′). q(z, θ′|x) = N(z; loc(x), scale(x)²) q(θ′|x), and q(y|z) = p(y|z), see `VaDE`.
 
     Args:
         image_shape, latent_dim: as `VAE`.
-        net, and more: as `VAE`; the widths of mobile nets grow with the image unless told.
+        net: as `VAE`; the widths of mobile nets grow with the image unless told.
+        num_clusters: how many values y has; None, and there is none.
+        more: as `VAE`; `theta` makes the likelihood Bayesian.
 
     Example:
         >>> sum(p.numel() for p in MVAE(image_shape=(1, 28, 28)).parameters())
         61137
     """
 
-    def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, net: str = "mobile", **more: Any):
-        super().__init__(image_shape, latent_dim, net=net, **more)
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int = 16,
+        *,
+        net: str = "mobile",
+        num_clusters: int | None = None,
+        **more: Any,
+    ):
+        super().__init__(image_shape, latent_dim, net=net, num_clusters=num_clusters, **more)

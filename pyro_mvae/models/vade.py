@@ -23,7 +23,7 @@ class VaDE(VAE):
 
     Args:
         image_shape, latent_dim, and more: as `VAE`.
-        num_clusters: how many values y has.
+        num_clusters: how many values y has; None for a prior without clusters, N(0, I).
 
     Source: Jiang et al., Variational Deep Embedding, 2017. There the nets are `net="mlp"`, `widths=(500, 500)`, `hidden=2000`,
         `latent_dim=10`, and training starts from an autoencoder and a mixture fitted to its codes: see `initialize`.
@@ -34,22 +34,23 @@ class VaDE(VAE):
         torch.Size([2, 10])
     """
 
-    def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, num_clusters: int = 10, **more: Any):
+    def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, num_clusters: int | None = 10, **more: Any):
         super().__init__(image_shape, latent_dim, **more)
-        self.config["num_clusters"] = positive(num_clusters, "num_clusters")
-        self.mixture = Mixture(num_clusters, latent_dim)
+        self.num_clusters = self.config["num_clusters"] = num_clusters
+        self.mixture = None if num_clusters is None else Mixture(positive(num_clusters, "num_clusters"), latent_dim)
 
     def prior(self, n: int) -> TorchDistributionMixin:
         """p(z), y summed out, for n data."""
-        return self.mixture(n)
+        return super().prior(n) if self.mixture is None else self.mixture(n)
 
     def clusters(self, x: Tensor) -> Tensor:
         """p(y|z) at the mean of q(z|x); (n, num_clusters)."""
+        assert self.mixture is not None
         return self.mixture.responsibilities(self.encode(x))
 
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""
-        if cluster is None:
+        if cluster is None or self.mixture is None:
             return super().generate(n)
         loc, scale = self.mixture.loc[cluster], self.mixture.log_scale[cluster].exp()
         return self.decode(loc + scale * torch.randn(n, self.latent_dim, device=loc.device))

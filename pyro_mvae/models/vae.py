@@ -40,7 +40,8 @@ class VAE(nn.Module):
     Raises:
         ValueError: for a shape, size or likelihood that can't be.
 
-    To extend the guide or the prior, override one method: `posterior` or `prior`.
+    To extend the guide or the prior, override one method: `posterior` or `prior`. Models whose prior has clusters say how many,
+    `num_clusters`, find those of images, `clusters(x)`, and have a way to begin, `initialize(data, fit=…)`.
 
     Example:
         >>> import torch
@@ -50,6 +51,8 @@ class VAE(nn.Module):
         >>> svi.step(torch.rand(8, 1, 28, 28).round()) > 0
         True
     """
+
+    num_clusters: int | None = None
 
     def __init__(
         self,

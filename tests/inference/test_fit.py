@@ -148,6 +148,32 @@ def test_a_stage_that_is_done_is_read(images, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(vae.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+def test_a_model_is_started_once_whatever_interrupts_it(images, tmp_path, monkeypatch):
+    from pyro_mvae import VaDE
+    from pyro_mvae.data import Data, Split
+
+    class Started(VaDE):
+        def initialize(self, data, **how):
+            starts.append(0)
+            with torch.no_grad():
+                self.mixture.loc.fill_(3.0)
+
+    def interrupted(model, data, **settings):
+        raise KeyboardInterrupt
+
+    starts = []
+    data = Data("squares", train=Split(images[:64]), test=Split(images[64:]), binarization="none")
+    path, how = tmp_path / "stage.safetensors", {"resume": True, "initialize": True, "epochs": 1, "lr": 1e-9}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pyro_mvae.inference.stage.fit", interrupted)
+        fit_stage(Started((1, 16, 16), 4, num_clusters=2), data, path, **how)
+    vae, history = fit_stage(Started((1, 16, 16), 4, num_clusters=2), data, path, **how)
+    assert len(starts) == 1
+    assert torch.allclose(vae.mixture.loc, torch.tensor(3.0))
+    assert "initialize_seconds" in history.attrs
+    assert [each.name for each in tmp_path.iterdir()] == ["stage.safetensors"]
+
+
 def test_checkpoints_that_are_none(tmp_path):
     path = tmp_path / "model.safetensors"
     with pytest.raises(ValueError, match="no checkpoint at"):

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 
-from pyro_mvae import GMVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, Objective, VaDE, fit
+from pyro_mvae import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, Objective, VaDE, fit
 from pyro_mvae.evaluate.likelihood import log_evidence
 from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.inference.objective import importance_traces
@@ -128,6 +128,23 @@ def test_vades_bound_is_that_of_the_model_with_its_clusters():
     joint, p_y = vae.mixture.log_joint(z), vae.mixture.responsibilities(z)
     bound = vae.conditional(z).log_prob(x) + (p_y * (joint - p_y.log())).sum(-1) - q.log_prob(z)
     assert found["loss"] == pytest.approx(-float(bound.detach().mean()), rel=1e-5)
+
+
+def test_an_mvae_has_clusters_and_a_bayesian_likelihood_where_it_is_told_to(images):
+    plain, x = MVAE((1, 16, 16), 4, **SMALL), images[:6].float() / 255
+    assert plain.num_clusters is None
+    assert torch.equal(plain.prior(3).log_prob(torch.ones(3, 4)), VAE((1, 16, 16), 4, **SMALL).prior(3).log_prob(torch.ones(3, 4)))
+    whole = MVAE((1, 16, 16), 4, num_clusters=3, theta="weights", **SMALL)
+    whole.initialize(images, fit=fit, epochs=2)
+    found = terms(whole.eval(), x)
+    torch.manual_seed(0)
+    q, theta_q = whole.posterior(x), whole.theta_posterior(x)
+    z, theta = q.rsample(), theta_q.rsample()
+    bound = whole.conditional(z, theta).log_prob(x) + torch.logsumexp(whole.mixture.log_joint(z), -1) - q.log_prob(z)
+    bound = bound - torch.distributions.kl_divergence(theta_q, whole.theta.prior(6))
+    assert found["loss"] == pytest.approx(-float(bound.detach().mean()), rel=1e-5)
+    assert whole.clusters(x).shape == (6, 3)
+    assert len(fit(whole, images, epochs=1)) == 1
 
 
 def test_gmvaes_bound_is_the_sum_over_clusters_by_brute_force():
@@ -295,6 +312,7 @@ def test_a_vae_gan_without_pixels_is_that_of_its_authors():
         (InfoVAE, {"kernel": "linear"}, "expected one of: rbf, imq"),
         (InfoVAE, {"bandwidths": ()}, "one or more above 0"),
         (VaDE, {"num_clusters": 0}, "num_clusters is 0"),
+        (MVAE, {"num_clusters": 0}, "num_clusters is 0"),
         (GMVAE, {"style_dim": 0}, "style_dim is 0"),
         (SVAE, {"latent_dim": 1}, "latent_dim is 1"),
         (SVAE, {"family": "normal"}, "expected one of: von_mises_fisher"),
