@@ -26,7 +26,7 @@ MODELS: dict[str, Callable[..., VAE]] = {
     "VQVAE": lambda shape, **more: VQVAE(shape, 4, num_codes=6, **SIZES, **more),
     "VAEGAN": lambda shape, **more: VAEGAN(shape, 4, **SIZES, **more),
     "SVAE": lambda shape, **more: SVAE(shape, 4, **SIZES, **more),
-    "MVAE": lambda shape, **more: MVAE(shape, 4, **SIZES, **more),
+    "MVAE": lambda shape, **more: MVAE(shape, 4, num_clusters=3, **SIZES, **more),
 }
 
 BOUNDS: dict[str, Callable[[], ELBO]] = {"GMVAE": lambda: TraceEnum_ELBO(max_plate_nesting=1)}
@@ -40,6 +40,8 @@ REGULARIZERS: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]]
     ).sum(),
     "group_l1": lambda net, z: penalties.group_l1(net),
     "sparsity": lambda net, z: penalties.sparsity(z).sum(),
+    "mutual_information": lambda net, z: penalties.mutual_information(z.softmax(-1), z.flip(0).softmax(-1)),
+    "moved": lambda net, z: penalties.moved(z[:, None, None].sigmoid()).sum(),
 }
 
 PENALTIES: dict[str, Callable[[VAE], penalties.Penalty]] = {
@@ -48,6 +50,7 @@ PENALTIES: dict[str, Callable[[VAE], penalties.Penalty]] = {
     "Round": lambda teacher: penalties.Round(1e-2, bits=4),
     "Distill": lambda teacher: penalties.Distill(0.5, teacher),
     "Sparse": lambda teacher: penalties.Sparse(0.1),
+    "Invariant": lambda teacher: penalties.Invariant(2.0),
 }
 
 CONTROLLERS: dict[str, tuning.Controller] = {

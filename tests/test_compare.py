@@ -88,7 +88,9 @@ def test_a_cost_that_cant_be_measured_is_a_dash(compared, monkeypatch, folder):
     out, _ = compared
     module = sys.modules["pyro_mvae.compare"]
     original = module.deployed_cost
-    monkeypatch.setattr(module, "deployed_cost", lambda model, data: original(model, data) if "MVAE" in str(type(model)) else 1 / 0)
+    monkeypatch.setattr(
+        module, "deployed_cost", lambda model, data: original(model, data) if "MVAE" in str(type(model)) else 1 / 0
+    )
     comparison = pyro_mvae.compare(data=f"mnist:{folder}", models="vae,mvae", out=out, **SMALL)
     assert comparison.failures == {"vae-cost": "ZeroDivisionError: division by zero"}
     vae, mvae = pd.read_csv(out / "table9.csv").to_dict("records")

@@ -21,7 +21,7 @@ from pyro_mvae.data import Data
 from pyro_mvae.data.batches import binarize
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.inference import checkpoint as files
-from pyro_mvae.inference.compiled import BACKENDS, compile_gradients
+from pyro_mvae.inference.compiled import BACKENDS, Graph, compile_gradients
 from pyro_mvae.inference.fastest import LAYOUTS, fastest, in_layout, laid_out
 from pyro_mvae.inference.history import Callback
 from pyro_mvae.inference.objective import Objective
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C, between two steps; its state is in `checkpoint`, if one was asked for."""
+    """Training was stopped by Ctrl-C or SIGTERM, between two steps; its state is in `checkpoint`, if one was asked for."""
 
     def __init__(self, message: str, checkpoint: Path | None):
         super().__init__(message)
@@ -120,7 +120,7 @@ def fit(
     Raises:
         ValueError: for settings that can't be, images of another shape, or a checkpoint of other settings.
         FloatingPointError: when the loss is no number again and again; names the step and the last good state.
-        Interrupted: after Ctrl-C.
+        Interrupted: after Ctrl-C or SIGTERM.
         ProcessLost: when another process of a run under `torchrun` is gone; the state of the last window is in `checkpoint`.
 
     Example:
@@ -185,12 +185,9 @@ def fit(
         torch.manual_seed(seed)
         if resume and run.path and files.exists(run.path):
             run.load()
-        run.how = chosen(run, images, backend=compile, layout=layout)
+        run.how, graph = chosen(run, images, backend=compile, layout=layout)
         run.lay_out(run.how["layout"])
-        example = in_layout(images[:1].float().to(device), run.how["layout"])
-        started = time.perf_counter()
-        graph = compile_gradients(objective, example, backend=run.how["backend"])
-        logger.info("traced in %.1f s", time.perf_counter() - started)
+        graph = graph or traced(run, images[:1])
         steps = progress(run.steps(images, binarization=binarization), description, run.total - run.done)
         try:
             for x in steps:
@@ -199,8 +196,7 @@ def fit(
                     run.look()
                     if run.step == run.steps_per_epoch:
                         finish_epoch(run, test, binarization, callbacks)
-                    if run.keep_is_due:
-                        run.keep()
+                    run.keep()
                 if interrupted.is_set():
                     stop(run)
         except ProcessLost:
@@ -215,13 +211,22 @@ def fit(
     return frame
 
 
-def chosen(run: Run, images: Tensor, *, backend: str, layout: str) -> dict[str, str]:
-    """How the steps are run: as told, as the run began, or as is measured to be fastest."""
+def chosen(run: Run, images: Tensor, *, backend: str, layout: str) -> tuple[dict[str, str], Graph | None]:
+    """How the steps are run: as told, as the run began, or as is measured to be fastest, with the graph that was measured."""
     told = {name: value for name, value in {"backend": backend, "layout": layout}.items() if value != "auto"}
     if run.how:
-        return {**run.how, **told}
+        return {**run.how, **told}, None
     x = images[: run.batch_size].to(next(run.model.parameters()).device).float() / 255
     return fastest(run.objective, x, num_steps=run.total - run.done, backend=backend, layout=layout)
+
+
+def traced(run: Run, images: Tensor) -> Graph:
+    """The graph of a step."""
+    x = in_layout(images.float().to(next(run.model.parameters()).device), run.how["layout"])
+    started = time.perf_counter()
+    graph = compile_gradients(run.objective, x, backend=run.how["backend"])
+    logger.info("traced in %.1f s", time.perf_counter() - started)
+    return graph
 
 
 def finish_epoch(run: Run, test: Tensor | None, binarization: str, callbacks: Sequence[Callback]) -> None:
@@ -276,20 +281,27 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 @contextmanager
 def delayed_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising in the middle of a step; a second one raises. Only in the main thread."""
+    """Ctrl-C and SIGTERM set the event instead of ending a step, or a write, in its middle; a second one does what it used to do.
+
+    `torchrun` sends SIGTERM to the processes that are left when one is lost, schedulers before they stop a job. Only in the
+    main thread.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: Any) -> None:
-        if event.is_set() and callable(before):
-            before(number, frame)
+        if event.is_set():
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
         event.set()
 
-    signal.signal(signal.SIGINT, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

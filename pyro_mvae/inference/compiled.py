@@ -26,6 +26,7 @@ from pyro_mvae.inference.surrogate import differentiable_loss
 from pyro_mvae.inference.tracing import Untraceable, batch_size, has_batch, layout_of, own_noise, stand_ins, trace
 
 Terms = dict[str, Tensor]
+Graph = Callable[[Tensor], tuple[Terms, list[Tensor]]]
 BACKENDS = ("inductor", "eager")
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,7 @@ def compile_objective(objective: nn.Module, example: Tensor) -> Callable[[Tensor
     return lambda x: graph(state, x.contiguous(memory_format=layout_of(example)))
 
 
-def compile_gradients(
-    objective: nn.Module, example: Tensor, *, backend: str = "eager"
-) -> Callable[[Tensor], tuple[Terms, list[Tensor]]]:
+def compile_gradients(objective: nn.Module, example: Tensor, *, backend: str = "eager") -> Graph:
     """Trace `objective` and the gradients of its term "loss" into one graph: what a training step needs, and nothing else.
 
     The backward pass is part of the graph, so that nothing is recorded while it runs, and what no gradient needs is not computed.

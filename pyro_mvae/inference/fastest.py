@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mvae.inference.compiled import compile_gradients, restored
+from pyro_mvae.inference.compiled import Graph, compile_gradients, restored
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.nets.conv import channels_last
 
@@ -37,51 +37,59 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def fastest(objective: Objective, x: Tensor, *, num_steps: int, backend: str = "auto", layout: str = "auto") -> dict[str, str]:
-    """The backend and the memory format that take a run to its end soonest, compiling included.
+def fastest(
+    objective: Objective, x: Tensor, *, num_steps: int, backend: str = "auto", layout: str = "auto"
+) -> tuple[dict[str, str], Graph | None]:
+    """The backend and the memory format that take a run to its end soonest, compiling included; and the graph, if one was traced.
 
     Measured on a batch, without training on it. What is not "auto" is kept. In a run of seconds nothing is measured, and
     compiling is not tried where the whole run, at the pace of "eager", ends before it could pay off.
 
     Example:
         >>> from pyro_mvae.models import VAE
-        >>> fastest(Objective(VAE((1, 8, 8), 4)), torch.rand(2, 1, 8, 8), num_steps=10)
+        >>> fastest(Objective(VAE((1, 8, 8), 4)), torch.rand(2, 1, 8, 8), num_steps=10)[0]
         {'backend': 'eager', 'layout': 'channels_last'}
     """
     convolutional = any(isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) for layer in objective.modules())
     layouts = [layout] if layout != "auto" else list(LAYOUTS) if convolutional else ["contiguous"]
     if backend != "auto" and len(layouts) == 1:
-        return {"backend": backend, "layout": layouts[0]}
+        return {"backend": backend, "layout": layouts[0]}, None
     first = "eager" if backend == "auto" else backend
     seconds: dict[tuple[str, str], float] = {}
+    graphs: dict[tuple[str, str], Graph] = {}
+
+    def measure(backend: str, layout: str) -> None:
+        how = backend, layout
+        seconds[how], graphs[how] = timed(objective, x, backend=backend, layout=layout)
+
     with restored(list(objective.buffers())):
         for candidate in layouts:
-            seconds[first, candidate] = timed(objective, x, backend=first, layout=candidate)
+            measure(first, candidate)
             if num_steps * seconds[first, candidate] < WORTH_MEASURING:
                 break
         quickest = min(seconds, key=seconds.__getitem__)
         if backend == "auto" and num_steps * seconds[quickest] > WORTH_COMPILING:
             for candidate in layouts:
                 try:
-                    seconds["inductor", candidate] = timed(objective, x, backend="inductor", layout=candidate)
+                    measure("inductor", candidate)
                 except Exception as error:  # no C++ compiler, or an operation that it does not know: whatever torch raises
                     logger.warning("not compiled: %s", str(error).strip().splitlines()[0])
                     break
     best = min(seconds, key=seconds.__getitem__)
     shown = ", ".join(f"{' '.join(how)} {time * 1e3:.2f} ms" for how, time in seconds.items())
     logger.info("a step takes: %s; chosen: %s", shown, " ".join(best))
-    return {"backend": best[0], "layout": best[1]}
+    return {"backend": best[0], "layout": best[1]}, graphs[best] if len(graphs) == 1 else None
 
 
-def timed(objective: Objective, x: Tensor, *, backend: str, layout: str) -> float:
-    """Seconds a step, and a log of how long it took to trace and compile."""
+def timed(objective: Objective, x: Tensor, *, backend: str, layout: str) -> tuple[float, Graph]:
+    """Seconds a step, and the graph; logs how long it took to trace and compile."""
     laid_out(objective.vae, layout)
     x = in_layout(x, layout)
     started = time.perf_counter()
     graph = compile_gradients(objective, x, backend=backend)
     graph(x)
     logger.info("%s, %s: traced and ready in %.1f s", backend, layout, time.perf_counter() - started)
-    return seconds_per_step(graph, x)
+    return seconds_per_step(graph, x), graph
 
 
 def seconds_per_step(graph: Callable[[Tensor], Any], x: Tensor) -> float:

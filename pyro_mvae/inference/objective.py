@@ -55,7 +55,7 @@ def bound_terms(model: Trace, guide: Trace) -> dict[str, Term]:
     groups = grouped(dict(model.nodes), dict(guide.nodes))
     if any(map(is_enumerated, guide.nodes.values())):
         return enumerated_terms(groups, model, guide)
-    like = groups["likelihood"][0][0]["log_prob_sum"]
+    like = next(model_site or guide_site for pairs in groups.values() for model_site, guide_site in pairs)["log_prob_sum"]
     nothing = Term(torch.zeros_like(like), torch.zeros_like(like))
     return {name: functools.reduce(Term.__add__, (term_of(*pair) for pair in pairs), nothing) for name, pairs in groups.items()}
 

@@ -9,6 +9,7 @@ whole model or the mean over the images. One of your own needs no more than that
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
+
+from pyro_mvae.models.kinds import moved, mutual_information
 
 Sites = Mapping[str, Any]
 """Pyro's messages by the names of their sites: what a trace holds."""
@@ -206,3 +209,23 @@ class Sparse:
 
     def __call__(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
         return sparsity(model_sites["z"]["value"]).mean()
+
+
+@dataclass(frozen=True)
+class Invariant:
+    """λ (log K − I(y; y′)), y the cluster of a picture and y′ that of the same picture moved a little, see `moved`.
+
+    For models with clusters: it makes them kinds of things that stay what they are when they are turned or shifted, about equally
+    frequent.
+
+    Raises:
+        ValueError: when it is called with a model without clusters.
+    """
+
+    weight: float
+    name: str = field(default="invariant", repr=False)
+
+    def __call__(self, vae: Any, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
+        if vae.num_clusters is None:
+            raise ValueError(f"a {type(vae).__name__} has no clusters: Invariant is for a model with num_clusters")
+        return math.log(vae.num_clusters) - mutual_information(vae.clusters(x), vae.clusters(moved(x)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pyro_mvae.data import batches, num_batches
 from pyro_mvae.inference import checkpoint as files
+from pyro_mvae.inference.compiled import Graph
 from pyro_mvae.inference.fastest import laid_out
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.parallel import Parallel
@@ -29,7 +30,6 @@ EXPLODED = 10
 RATES = {"theta": "learning_rate", "phi": "guide_learning_rate"}
 NOISE = 4  # what a stream of random numbers is for; `data.batches` has the others
 
-Graph = Callable[[Tensor], tuple[dict[str, Tensor], list[Tensor]]]
 State = tuple[dict[str, Tensor], dict[str, Any]]
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,6 @@ class Run:
         self.how: dict[str, str] = {}
         self.rewound = False
         self.kept: State | None = None
-        self.steps_since_kept = 0
         self.written, self.started = time.monotonic(), time.perf_counter()
 
     @property
@@ -162,7 +161,6 @@ class Run:
             self.window_sums[name] = term * len(share) if total is None else total.add_(term, alpha=len(share))
         self.window_images += len(x)
         self.step += 1
-        self.steps_since_kept += 1
         self.seconds = time.perf_counter() - self.started
 
     @property
@@ -237,7 +235,7 @@ class Run:
         row |= {RATES[side]: optimizer.param_groups[0]["lr"] for side, optimizer in self.optimizers.items()}
         row |= {f"{name}_weight": float(value) for name, value in self.objective.weights.items() if name in self.epoch_sums}
         row |= {"batch_size": self.batch_size, "seconds": self.seconds, "images_per_second": count / max(self.seconds, 1e-9)}
-        self.history.append(row)
+        self.history.append(dict(row))
         self.epoch, self.step, self.seconds, self.epoch_sums = self.epoch + 1, 0, 0.0, {}
         self.tune("epoch")
         return row
@@ -306,20 +304,15 @@ class Run:
         weights = {name: float(value) for name, value in self.objective.weights.items()}
         return tensors, {"settings": self.settings, "position": position, "numbers": numbers, "weights": weights}
 
-    @property
-    def keep_is_due(self) -> bool:
-        """Whether a window's steps were taken since the state was kept: an epoch of a few is not worth a copy."""
-        return self.steps_since_kept >= WINDOW
-
     def keep(self) -> None:
         """Copy the state, as one to go back to, and write it if the last one written is `seconds_between` old."""
-        self.steps_since_kept = 0
         tensors, description = self.state()
-        description = files.copied(description)
+        history = list(self.history)  # rows do not change, and there may be thousands
+        description = files.copied({**description, "position": {**description["position"], "history": []}})
+        description["position"]["history"] = history
         if self.kept is not None and self.kept[0].keys() == tensors.keys():
             copies = self.kept[0]
-            for name, value in tensors.items():
-                copies[name].copy_(value)
+            torch._foreach_copy_([copies[name] for name in tensors], list(tensors.values()))
         else:
             copies = {name: value.detach().clone() for name, value in tensors.items()}
         self.kept = (copies, description)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -11,6 +11,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_mvae.data import Data
+from pyro_mvae.models.vade import started
 from pyro_mvae.models.vae import VAE, positive
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import make_nets
@@ -102,6 +104,15 @@ class GMVAE(VAE):
     def clusters(self, x: Tensor) -> Tensor:
         """p(y|w, z) at the means of q(w|x) and q(z|x); (n, num_clusters)."""
         return self.components.log_prob(self.encoder_style(x)[0], self.encode(x)).softmax(-1)
+
+    def initialize(
+        self, data: Data | Tensor, *, fit: Callable[..., Any], start: str = "autoencoder", seed: int = 0, **how: Any
+    ) -> None:
+        """Find clusters, and let p(z|w, y) begin with them; arguments as `VaDE.initialize`."""
+        gaussians = started(self, data, start, fit=fit, seed=seed, **how)
+        with torch.no_grad():
+            self.components.loc.bias.copy_(gaussians.loc.flatten())
+            self.components.log_scale.bias.copy_(gaussians.scale.log().flatten())
 
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""

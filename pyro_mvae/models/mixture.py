@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
@@ -46,10 +47,44 @@ class Mixture(nn.Module):
         return self.log_joint(z).softmax(-1)
 
     @torch.no_grad()
-    def start(self, codes: Tensor, *, seed: int = 0, restarts: int = 10) -> None:
-        """Take the parameters of the likeliest of several mixtures fitted to codes by expectation–maximisation."""
-        fitted = GaussianMixture(len(self.loc), covariance_type="diag", n_init=restarts, random_state=seed)
-        fitted.fit(codes.double().cpu().numpy())
-        self.logits.copy_(torch.as_tensor(fitted.weights_).log())
-        self.loc.copy_(torch.as_tensor(fitted.means_))
-        self.log_scale.copy_(0.5 * torch.as_tensor(fitted.covariances_).log())
+    def start(self, gaussians: Gaussians) -> None:
+        """Take up these components."""
+        self.logits.copy_(gaussians.weights.log())
+        self.loc.copy_(gaussians.loc)
+        self.log_scale.copy_(gaussians.scale.log())
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussians:
+    """Components of a mixture: weights (K,), locs and scales (K, d)."""
+
+    weights: Tensor
+    loc: Tensor
+    scale: Tensor
+
+
+def likeliest(codes: Tensor, num_clusters: int, *, seed: int = 0, restarts: int = 10) -> Gaussians:
+    """The likeliest of several mixtures fitted to codes by expectation–maximisation.
+
+    Example:
+        >>> likeliest(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2).loc.sort(0).values.round(decimals=2).flatten().tolist()
+        [0.05..., 5.05...]
+    """
+    fitted = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed)
+    fitted.fit(codes.double().cpu().numpy())
+    weights, loc, variance = (torch.as_tensor(value) for value in (fitted.weights_, fitted.means_, fitted.covariances_))
+    return Gaussians(weights, loc, variance.sqrt())
+
+
+def of_clusters(codes: Tensor, clusters: Tensor, num_clusters: int) -> Gaussians:
+    """The components whose codes are known; a cluster without codes of its own has those of all.
+
+    Example:
+        >>> of_clusters(torch.tensor([[0.0], [2.0], [5.0], [9.0]]), torch.tensor([0, 0, 1, 1]), 2).loc.flatten().tolist()
+        [1.0, 7.0]
+    """
+    own = [codes[clusters == y] for y in range(num_clusters)]
+    own = [some if len(some) > 1 else codes for some in own]
+    weights = torch.tensor([float(len(some)) for some in own])
+    loc, scale = torch.stack([some.mean(0) for some in own]), torch.stack([some.std(0) for some in own])
+    return Gaussians(weights / weights.sum(), loc, scale.clamp(min=1e-3))

@@ -35,3 +35,7 @@ class MVAE(VaDE):
         **more: Any,
     ):
         super().__init__(image_shape, latent_dim, net=net, num_clusters=num_clusters, **more)
+
+    def initialize(self, data: Any, *, start: str = "kinds", **more: Any) -> None:
+        """As `VaDE.initialize`, from kinds of pictures unless told."""
+        super().initialize(data, start=start, **more)

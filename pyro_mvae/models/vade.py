@@ -11,7 +11,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mvae.data import Data
-from pyro_mvae.models.mixture import Mixture
+from pyro_mvae.models.kinds import Kinds
+from pyro_mvae.models.mixture import Gaussians, Mixture, likeliest, of_clusters
 from pyro_mvae.models.vae import VAE, codes, positive, register_children
 
 
@@ -55,17 +56,42 @@ class VaDE(VAE):
         loc, scale = self.mixture.loc[cluster], self.mixture.log_scale[cluster].exp()
         return self.decode(loc + scale * torch.randn(n, self.latent_dim, device=loc.device))
 
-    def initialize(self, data: Data | Tensor, *, fit: Callable[..., Any], seed: int = 0, **how: Any) -> None:
-        """Start from an autoencoder, and from the likeliest Gaussian mixture of its codes.
+    def initialize(
+        self, data: Data | Tensor, *, fit: Callable[..., Any], start: str = "autoencoder", seed: int = 0, **how: Any
+    ) -> None:
+        """Find clusters, and let the prior begin with them.
 
         Args:
             data: what `fit` is given; training images of a `Data`, or uint8, (n, C, H, W).
             fit: `pyro_mvae.fit`, or what trains a pair as it does.
-            how: more settings of `fit`, of the autoencoder.
+            start: "autoencoder" for the likeliest Gaussian mixture of an autoencoder's codes, as the authors begin; "kinds" for
+                clusters that pictures stay in when they are moved, see `Kinds`.
+            how: more settings of `fit`.
+
+        Raises:
+            ValueError: for an unknown start.
         """
-        fit(Autoencoder(self), data, seed=seed, **how)
-        images = data.train.images if isinstance(data, Data) else data
-        self.mixture.start(codes(self, images), seed=seed)
+        if self.mixture is not None:
+            self.mixture.start(started(self, data, start, fit=fit, seed=seed, **how))
+
+
+STARTS = ("autoencoder", "kinds")
+
+
+def started(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[..., Any], seed: int, **how: Any) -> Gaussians:
+    """The clusters of a model's codes, once its encoder has been made to have some."""
+    if start not in STARTS:
+        raise ValueError(f"start is {start!r}, expected one of: {', '.join(STARTS)}")
+    images = data.train.images if isinstance(data, Data) else data
+    assert vae.num_clusters is not None
+    if start == "autoencoder":
+        fit(Autoencoder(vae), data, seed=seed, **how)
+        return likeliest(codes(vae, images), vae.num_clusters, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kinds = Kinds(vae, vae.num_clusters).to(next(vae.parameters()).device)
+    fit(kinds, data, seed=seed, **how)
+    return of_clusters(codes(vae, images), kinds.assigned(images, seed=seed), vae.num_clusters)
 
 
 class Autoencoder(nn.Module):

@@ -110,9 +110,9 @@ def test_the_objective_is_the_weighted_sum_of_its_terms():
     vae, teacher, x = MODELS["MVAE"]((1, 16, 16)), MODELS["VAE"]((1, 16, 16)), torch.rand(4, 1, 16, 16).round()
     objective = Objective(vae, all_of(teacher), kl_weight=0.25)
     terms = objective(x)
-    names = ["likelihood", "kl", "prune", "prune_groups", "round", "distill", "sparse"]
+    names = ["likelihood", "kl", "prune", "prune_groups", "round", "distill", "sparse", "invariant"]
     assert list(terms) == ["loss", *names]
-    weighted = [terms[name] * weight for name, weight in zip(names, [1, 0.25, 1e-3, 1e-3, 1e-2, 0.5, 0.1], strict=True)]
+    weighted = [terms[name] * weight for name, weight in zip(names, [1, 0.25, 1e-3, 1e-3, 1e-2, 0.5, 0.1, 2.0], strict=True)]
     torch.testing.assert_close(terms["loss"], sum(weighted))
     torch.testing.assert_close(terms["prune"], penalties.l1(penalties.weights(vae)))
 
@@ -167,6 +167,52 @@ def test_the_group_penalty_empties_whole_channels():
     assert 4 <= int((norms < 0.01 * norms.max()).sum()) < 16
 
 
+def test_mutual_information_of_small_cases_by_hand():
+    """Of two classes read alike with probability 1 − e: log 2 − h(e); nothing of a constant."""
+    sure = torch.eye(2).repeat(50, 1)
+    for wrong in (0.0, 0.1, 0.5):
+        other = torch.where(sure > 0, 1 - wrong, wrong)
+        entropy = sum(-p * math.log(p) for p in (wrong, 1 - wrong) if p)
+        assert float(penalties.mutual_information(sure, other)) == pytest.approx(math.log(2) - entropy, abs=1e-5)
+    constant = torch.tensor([[1.0, 0.0]]).expand(100, 2)
+    assert float(penalties.mutual_information(constant, constant)) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_pictures_are_moved_each_in_its_own_way_and_stay_where_they_are_without_extent():
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 12, 12).expand(6, -1, -1, -1)
+    still = penalties.moved(x, rotation=0.0, shift=0.0, scale=0.0)
+    torch.testing.assert_close(still, x, atol=1e-5, rtol=0)
+    changed = penalties.moved(x)
+    assert all(float((changed[i] - changed[j]).abs().max()) > 0.05 for i in range(6) for j in range(i))
+    quarter = torch.stack([penalties.moved(x[:1], rotation=math.pi / 2, shift=0.0, scale=0.0)[0] for _ in range(200)])
+    turned = torch.rot90(x[0], 1, (1, 2))
+    assert float((quarter - turned).abs().mean((1, 2, 3)).min()) < float((quarter - turned).abs().mean((1, 2, 3)).median()) / 3
+
+
+def test_clusters_are_drawn_to_what_moving_leaves_alone():
+    """Bars that lie and bars that stand: after some steps each kind has its own cluster, and it says so of every position."""
+    torch.manual_seed(1)
+    images = torch.zeros(256, 1, 16, 16, dtype=torch.uint8)
+    for i in range(256):
+        start = int(torch.randint(4, 11, ()))
+        images[i, 0, start : start + 2, 3:13] = 255
+    lying = torch.arange(256) % 2 == 0
+    images[lying] = images[lying].transpose(2, 3)
+    vae = penalised_clusters(images, weight=100.0)
+    found = vae.clusters(images.float() / 255).argmax(-1)
+    agreement = float((found == lying.long()).float().mean())
+    assert max(agreement, 1 - agreement) > 0.95
+
+
+def penalised_clusters(images, *, weight):
+    from pyro_mvae import MVAE
+
+    vae = MVAE((1, 16, 16), 4, num_clusters=2, widths=(8, 12), hidden=16)
+    fit(vae, images, epochs=80, batch_size=64, penalties=[penalties.Invariant(weight)])
+    return vae
+
+
 def test_a_penalty_of_ones_own(images):
     class Bright:
         name, weight = "bright", 0.5
@@ -188,6 +234,8 @@ def test_mistakes_are_explained():
         Objective(vae, [penalties.Round(1.0), penalties.Round(1.0, bits=4)])
     with pytest.raises(ValueError, match="bits is 1"):
         penalties.Round(1.0, bits=1)
+    with pytest.raises(ValueError, match="VAE has no clusters"):
+        Objective(MODELS["VAE"]((1, 16, 16)), [penalties.Invariant(1.0)])(torch.rand(2, 1, 16, 16))
 
 
 PAIRS = {

@@ -140,6 +140,14 @@ def test_a_process_that_is_lost_ends_the_run_with_a_state_to_go_on_from(processe
     assert history["epoch"].tolist() == list(range(20))
 
 
+def test_a_process_that_is_told_to_end_writes_its_state_first(processes, tmp_path):
+    """As `torchrun` does with the processes that are left when one is lost."""
+    first, second = run_two(processes, tmp_path, "lose_one_and_be_terminated")
+    assert "lost another one" in first or "stopped at step" in first
+    assert second is None
+    assert read(tmp_path / "state.safetensors")[1]["position"]["epoch"] == 7
+
+
 def test_torchrun_trains_with_two_processes(tmp_path):
     from PIL import Image
 

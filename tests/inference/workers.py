@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import pyro.distributions as dist
@@ -13,6 +14,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from pyro_mvae import VAE, fit, save_model
+from pyro_mvae.inference.asvi import Interrupted
 from pyro_mvae.inference.parallel import ProcessLost
 
 SHAPE = (1, 8, 8)
@@ -93,18 +95,28 @@ def without_noise(rank: int, folder: Path) -> list[Tensor]:
     return [value.detach() for value in model.parameters()]
 
 
-def lose_one(rank: int, folder: Path) -> str:
+def lose_one(rank: int, folder: Path, *, terminated: bool = False) -> str:
+    """One process is killed; where the other is `terminated`, it is told to end as well, as `torchrun` does."""
+    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+
     def progress(steps, description, total):
         for number, x in enumerate(steps):
             if number == 60 and rank == 1:
+                if terminated:
+                    os.kill(int((folder / "pid-0").read_text()), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGKILL)
             yield x
 
     try:
         fit(make(), pictures(), epochs=20, batch_size=8, checkpoint=folder / "state.safetensors", progress=progress)
-    except ProcessLost as error:
+    except (ProcessLost, Interrupted) as error:
         return str(error)
     return "nothing happened"
 
 
-JOBS = {"fifty_steps": fifty_steps, "without_noise": without_noise, "lose_one": lose_one}
+JOBS = {
+    "fifty_steps": fifty_steps,
+    "without_noise": without_noise,
+    "lose_one": lose_one,
+    "lose_one_and_be_terminated": partial(lose_one, terminated=True),
+}

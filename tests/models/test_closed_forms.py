@@ -14,7 +14,8 @@ from pyro_mvae.evaluate.likelihood import log_evidence
 from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.inference.objective import importance_traces
 from pyro_mvae.models.info_vae import KERNELS, mmd
-from pyro_mvae.models.mixture import Mixture
+from pyro_mvae.models.kinds import Kinds
+from pyro_mvae.models.mixture import Mixture, likeliest, of_clusters
 from pyro_mvae.models.vae import codes
 from pyro_mvae.models.vq_vae import Codebook
 from pyro_mvae.nets.causal import Causal
@@ -111,7 +112,7 @@ def test_a_mixture_finds_the_clusters_it_is_started_on():
     y = torch.arange(3).repeat(200)
     z = torch.tensor([[5.0, 0.0], [-5.0, 0.0], [0.0, 9.0]])[y] + 0.5 * torch.randn(600, 2)
     mixture = Mixture(3, 2)
-    mixture.start(z, restarts=3)
+    mixture.start(likeliest(z, 3, restarts=3))
     found = mixture.responsibilities(z).argmax(-1)
     assert len({(int(a), int(b)) for a, b in zip(y, found, strict=True)}) == 3
     torch.testing.assert_close(mixture.log_scale.exp(), torch.full((3, 2), 0.5), atol=0.1, rtol=0)
@@ -133,7 +134,9 @@ def test_vades_bound_is_that_of_the_model_with_its_clusters():
 def test_an_mvae_has_clusters_and_a_bayesian_likelihood_where_it_is_told_to(images):
     plain, x = MVAE((1, 16, 16), 4, **SMALL), images[:6].float() / 255
     assert plain.num_clusters is None
-    assert torch.equal(plain.prior(3).log_prob(torch.ones(3, 4)), VAE((1, 16, 16), 4, **SMALL).prior(3).log_prob(torch.ones(3, 4)))
+    assert torch.equal(
+        plain.prior(3).log_prob(torch.ones(3, 4)), VAE((1, 16, 16), 4, **SMALL).prior(3).log_prob(torch.ones(3, 4))
+    )
     whole = MVAE((1, 16, 16), 4, num_clusters=3, theta="weights", **SMALL)
     whole.initialize(images, fit=fit, epochs=2)
     found = terms(whole.eval(), x)
@@ -216,6 +219,39 @@ def test_vade_starts_from_an_autoencoder_and_its_codes(images):
     found = vae.mixture(len(images)).log_prob(codes(vae, images)).mean()
     assert found > Mixture(3, 4)(len(images)).log_prob(codes(vae, images)).mean()
     assert len(fit(vae, images, epochs=1)) == 1
+
+
+@pytest.mark.parametrize("kind", [VaDE, GMVAE])
+def test_a_start_from_kinds_gives_each_cluster_codes_of_its_own(kind, images):
+    vae = kind((1, 16, 16), 4, num_clusters=3, **SMALL)
+    vae.initialize(images, fit=fit, start="kinds", epochs=3, batch_size=50)
+    z = codes(vae, images)
+    loc = vae.mixture.loc if kind is VaDE else vae.components.loc.bias.unflatten(0, (3, 4))
+    assert ((loc > z.min(0).values - 1e-4) & (loc < z.max(0).values + 1e-4)).all()
+    with pytest.raises(ValueError, match="expected one of: autoencoder, kinds"):
+        vae.initialize(images, fit=fit, start="labels")
+
+
+def test_kinds_are_those_of_the_head_with_the_most_information(images):
+    torch.manual_seed(0)
+    kinds, x = Kinds(VaDE((1, 16, 16), 4, **SMALL), 3).eval(), images.float() / 255
+    with torch.no_grad():
+        z = kinds.encoder(x)[0]
+        telling = (z - z.mean(0)) / z.std(0) @ (directions := 9 * torch.randn(3, 4)).T
+        kinds.heads.weight.zero_()
+        kinds.heads.bias.zero_()
+        kinds.heads.weight[6:9] = directions / z.std(0)  # of the third of five heads
+        kinds.heads.bias[6:9] = -(kinds.heads.weight[6:9] @ z.mean(0))
+    assert torch.equal(kinds.assigned(images), telling.argmax(-1))
+
+
+def test_components_of_known_clusters_are_their_means_and_deviations():
+    z, y = torch.tensor([[0.0], [2.0], [5.0], [9.0], [1.0]]), torch.tensor([0, 0, 1, 1, 2])
+    found = of_clusters(z, y, 3)
+    torch.testing.assert_close(found.loc[:2, 0], torch.tensor([1.0, 7.0]))
+    torch.testing.assert_close(found.scale[:2, 0], torch.tensor([2.0, 8.0]).sqrt())
+    torch.testing.assert_close(found.loc[2], z.mean(0))  # one code has no deviation: it has those of all
+    assert float(found.weights.sum()) == pytest.approx(1.0)
 
 
 def test_vectors_are_rounded_to_a_codebook_made_by_hand_and_the_gradient_passes_straight_through():
