@@ -7,9 +7,9 @@ DIR holds MNIST's four idx files. Runs of hours go on where they were cut off: m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.by_hand import vae as by_hand
 from benchmarks.interleave import one_core
-from benchmarks.test_train_step import MODELS as BY_HAND
-from benchmarks.test_train_step import hand_step
-from pyro_mvae import GMVAE, MVAE, SVAE, VAE, VaDE, fit, load_data, miniaturize, negative_log_likelihood
+from pyro_mvae import GMVAE, MVAE, SVAE, VAE, VaDE, fit, load_data, negative_log_likelihood, penalties
 from pyro_mvae.data import Data, Split, binarize
 from pyro_mvae.evaluate import clustering_accuracy
 from pyro_mvae.inference.stage import fit_stage
@@ -59,3 +58,91 @@ def held_out(data: Data) -> tuple[Data, Tensor]:
 def made(kind: type[VAE], seed: int, latent_dim: int, **more: Any) -> VAE:
     torch.manual_seed(seed)
     return kind(SHAPE, latent_dim, **more)
+
+
+def likelihood(model: VAE, data: Data, test: Tensor, *, num_samples: int) -> float:
+    nll = negative_log_likelihood(model, test, num_samples=num_samples, binarization=data.binarization)
+    return round(nll.nats, 3)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_vae_nll(seed, mnist, record):
+    """784-400-z40 with ReLU, fixed binarisation, 50,000 images to train on, weights chosen on 10,000, 200 importance samples."""
+    data, held = held_out(fixed(mnist))
+    how: dict[str, Any] = {"epochs": 80, "batch_size": 100, "lr": 1e-3, "ema": 0.999, "seed": seed}
+    path = RUNS / f"vae-{seed}.safetensors"
+    model, history = fit_stage(made(VAE, seed, 40, net="mlp"), data, path, resume=True, keep="best", test=held, **how)
+    nll = likelihood(model, data, data.test.images, num_samples=200)
+    record(f"mnist-vae-nll-{seed}", {**how, "nll": nll, "goal": 89.5, "held_out_bound": history["test_loss"].min()})
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_svae_nll(seed, mnist, record):
+    """784-256-128-z11 with ReLU, d = 10, dynamic binarisation, otherwise as the VAE's, 500 importance samples."""
+    data, held = held_out(mnist)
+    how: dict[str, Any] = {"epochs": 100, "batch_size": 100, "lr": 1e-3, "ema": 0.999, "seed": seed}
+    path, nets = RUNS / f"svae-{seed}.safetensors", {"net": "mlp", "widths": (256,), "hidden": 128}
+    model, history = fit_stage(made(SVAE, seed, 11, **nets), data, path, resume=True, keep="best", test=held, **how)
+    nll = likelihood(model, data, data.test.images, num_samples=500)
+    record(f"mnist-svae-nll-{seed}", {**how, "nll": nll, "goal": 92.9, "held_out_bound": history["test_loss"].min()})
+
+
+CLUSTERED: dict[str, tuple[type[VAE], float]] = {"vade": (VaDE, 94.5), "gmvae": (GMVAE, 90.0), "mvae": (MVAE, 97.2)}
+
+
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_clustering(name, mnist, measured, record):
+    """Accuracy on the 10,000 test images, from scratch, started from kinds: mean and standard deviation of 5 seeds."""
+    kind, goal = CLUSTERED[name]
+    start: dict[str, Any] = {"epochs": 20, "batch_size": 250, "lr": 6e-3}
+    how: dict[str, Any] = {"epochs": 20, "batch_size": 250, "lr": 4e-3}
+
+    def measure(seed: int) -> dict[str, Any]:
+        model = made(kind, seed, 16, net="mobile", num_clusters=10)
+        begun = time.perf_counter()
+        model.initialize(mnist, fit=fit, start="kinds", seed=seed, **start)  # pyright: ignore[reportCallIssue]
+        seconds = time.perf_counter() - begun
+        path = RUNS / f"{name}-{seed}.safetensors"
+        model, history = fit_stage(model, mnist, path, resume=True, penalties=[penalties.Invariant(50.0)], seed=seed, **how)
+        found = clustering_accuracy(model, mnist.train, mnist.test, seed=seed)
+        epoch = float(history["seconds"].median())
+        return {"accuracy": round(found.value, 2), "start_seconds": round(seconds, 1), "seconds_an_epoch": round(epoch, 2)}
+
+    rows = measured(f"mnist-{name}-clustering", [{"seed": seed} for seed in range(5)], measure)
+    accuracies = [row["accuracy"] for row in rows]
+    mean, sd = round(statistics.fmean(accuracies), 2), round(statistics.stdev(accuracies), 2)
+    record(f"mnist-{name}-clustering", {"goal": goal, "mean": mean, "sd": sd, "start": start, "fit": how, "rows": rows})
+
+
+def test_seconds_an_epoch(mnist, record):
+    """784-400-20, 60,000 images in batches of 128, on one core: the step by hand and `fit`'s, taking turns, part of an epoch."""
+    part = mnist.train.images[:12_800]
+    share = len(mnist.train) / len(part)
+    with one_core():
+        hand, ours = [], []
+        for seed in range(5):
+            hand.append(share * epoch_by_hand(part, seed))
+            ours.append(share * epoch_of_fit(part, seed))
+    figures = {"by_hand": round(statistics.median(hand), 2), "ours": round(statistics.median(ours), 2)}
+    record("mnist-seconds-an-epoch", {**figures, "ratio": round(figures["ours"] / figures["by_hand"], 3)})
+
+
+def epoch_by_hand(images: Tensor, seed: int) -> float:
+    """Eager PyTorch, as one would write it: pictures in memory, a permutation, binarisation, Adam."""
+    model, x = mlp(seed), images.float() / 255
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    begun = time.perf_counter()
+    for chosen in torch.randperm(len(x)).split(128):
+        optimizer.zero_grad()
+        by_hand(model, torch.bernoulli(x[chosen])).backward()
+        optimizer.step()
+    return time.perf_counter() - begun
+
+
+def epoch_of_fit(images: Tensor, seed: int) -> float:
+    data = Data("part", train=Split(images), test=Split(images[:2]), binarization="dynamic")
+    return float(fit(mlp(seed), data, epochs=2, batch_size=128, lr=1e-3, compile="inductor")["seconds"].iloc[1])
+
+
+def mlp(seed: int) -> VAE:
+    return made(VAE, seed, 20, net="mlp")

@@ -40,8 +40,6 @@ REGULARIZERS: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]]
     ).sum(),
     "group_l1": lambda net, z: penalties.group_l1(net),
     "sparsity": lambda net, z: penalties.sparsity(z).sum(),
-    "mutual_information": lambda net, z: penalties.mutual_information(z.softmax(-1), z.flip(0).softmax(-1)),
-    "moved": lambda net, z: penalties.moved(z[:, None, None].sigmoid()).sum(),
 }
 
 PENALTIES: dict[str, Callable[[VAE], penalties.Penalty]] = {

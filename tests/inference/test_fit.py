@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyro_mvae import Interrupted, Objective, fit, load_model, penalties, save_model
+from pyro_mvae import VAE, Interrupted, Objective, fit, load_model, penalties, save_model
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.stage import fit_stage
-from tests.catalog import MODELS
+from tests.catalog import MODELS, SIZES
 from tests.inference.mishaps import interrupt_at, poisoned
 
 
