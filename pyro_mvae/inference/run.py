@@ -312,7 +312,8 @@ class Run:
         description["position"]["history"] = history
         if self.kept is not None and self.kept[0].keys() == tensors.keys():
             copies = self.kept[0]
-            torch._foreach_copy_([copies[name] for name in tensors], list(tensors.values()))
+            for name, value in tensors.items():
+                copies[name].copy_(value)
         else:
             copies = {name: value.detach().clone() for name, value in tensors.items()}
         self.kept = (copies, description)

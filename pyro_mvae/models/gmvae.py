@@ -77,7 +77,7 @@ class GMVAE(VAE):
         with pyro.plate("data", n):
             with Weighted(self.kl_weight):
                 w = pyro.sample("w", self.style_prior(n))
-                y = pyro.sample("y", dist.Categorical(logits=w.new_zeros(n, self.num_clusters)))
+                y = pyro.sample("y", dist.Categorical(logits=w.new_zeros(n, self.components.shape[0])))
                 loc, scale = self.components(w)
                 place = torch.arange(n, device=x.device), y
                 z = pyro.sample("z", dist.Normal(loc[place], scale[place], validate_args=False).to_event(1))
@@ -117,7 +117,7 @@ class GMVAE(VAE):
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""
         loc, scale = self.components(self.style_prior(n).sample())
-        y = torch.randint(self.num_clusters, (n,)) if cluster is None else torch.full((n,), cluster)
+        y = torch.randint(self.components.shape[0], (n,)) if cluster is None else torch.full((n,), cluster)
         place = torch.arange(n), y.to(loc.device)
         return self.decode(dist.Normal(loc[place], scale[place]).sample())
 
