@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -154,10 +155,17 @@ def suited(data: Data, likelihood: str | None) -> Data:
 
 
 def initialized(
-    kind: type[VAE], data: Data, *, latent_dim: int = 16, seed: int = 0, likelihood: str | None = None, theta: str | None = None
+    kind: type[VAE],
+    data: Data,
+    *,
+    latent_dim: int = 16,
+    seed: int = 0,
+    likelihood: str | None = None,
+    theta: str | None = None,
+    **more: Any,
 ) -> VAE:
     """A new model for a data set, its likelihood the one that suits it unless told; its weights follow from the seed."""
     likelihood = likelihood or ("bernoulli" if data.binarization == "dynamic" else "logistic")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return kind(data.shape, latent_dim, likelihood=likelihood, theta=theta)
+        return kind(data.shape, latent_dim, likelihood=likelihood, theta=theta, **more)

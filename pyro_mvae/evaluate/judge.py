@@ -103,7 +103,8 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if model.num_clusters is not None:
-            clusters = {label: cluster for cluster, label in matched(assigned(model, train.images), labels).items()}
+            found = matched(assigned(model, train.images), labels, num_clusters=model.num_clusters)
+            clusters = {label: cluster for cluster, label in found.items()}
             if len(clusters) < len(wanted):
                 raise ValueError(
                     f"the model has clusters for {len(clusters)} of {len(wanted)} labels: give it a larger num_clusters"

@@ -62,16 +62,18 @@ def rate_distortion(
     return over_repeats(rates, name="rate", **about), over_repeats(distortions, name="distortion", **about)
 
 
-def matched(clusters: np.ndarray, labels: np.ndarray) -> dict[int, int]:
+def matched(clusters: np.ndarray, labels: np.ndarray, *, num_clusters: int = 0) -> dict[int, int]:
     """The one-to-one map from clusters to labels that gets most images right, by the Hungarian algorithm.
 
-    Clusters beyond the number of labels have none.
+    Clusters beyond the number of labels have none. Of `num_clusters`, also those without images are given a label that is left.
 
     Example:
         >>> matched(np.array([2, 2, 0, 0, 1]), np.array([0, 0, 1, 1, 2]))
         {0: 1, 1: 2, 2: 0}
+        >>> matched(np.array([0, 0]), np.array([1, 1]), num_clusters=2)
+        {0: 1, 1: 0}
     """
-    counts = np.zeros((int(clusters.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
+    counts = np.zeros((max(int(clusters.max()) + 1, num_clusters), int(labels.max()) + 1), dtype=np.int64)
     np.add.at(counts, (clusters, labels), 1)
     rows, columns = linear_sum_assignment(-counts)
     return {int(row): int(column) for row, column in zip(rows, columns, strict=True)}
