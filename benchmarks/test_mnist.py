@@ -69,7 +69,7 @@ def likelihood(model: VAE, data: Data, test: Tensor, *, num_samples: int) -> flo
 def test_vae_nll(seed, mnist, record):
     """784-400-z40 with ReLU, fixed binarisation, 50,000 images to train on, weights chosen on 10,000, 200 importance samples."""
     data, held = held_out(fixed(mnist))
-    how: dict[str, Any] = {"epochs": 80, "batch_size": 100, "lr": 1e-3, "ema": 0.999, "seed": seed}
+    how: dict[str, Any] = {"epochs": 500, "batch_size": 100, "lr": 2e-4, "ema": 0.999, "seed": seed}
     path = RUNS / f"vae-{seed}.safetensors"
     model, history = fit_stage(made(VAE, seed, 40, net="mlp"), data, path, resume=True, keep="best", test=held, **how)
     nll = likelihood(model, data, data.test.images, num_samples=200)
