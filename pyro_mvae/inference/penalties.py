@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -228,4 +229,21 @@ class Invariant:
     def __call__(self, vae: Any, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
         if vae.num_clusters is None:
             raise ValueError(f"a {type(vae).__name__} has no clusters: Invariant is for a model with num_clusters")
-        return math.log(vae.num_clusters) - mutual_information(vae.clusters(x), vae.clusters(moved(x)))
+        means = [guide_sites[name]["fn"].mean for name in ("z", "w") if name in guide_sites]
+        with statistics_kept(vae):
+            moved_clusters = vae.clusters(moved(x))
+        return math.log(vae.num_clusters) - mutual_information(vae.clusters_at(*means), moved_clusters)
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """What is normalised by its batch in here leaves no trace in the running statistics: those are of pictures as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -103,7 +103,11 @@ class GMVAE(VAE):
 
     def clusters(self, x: Tensor) -> Tensor:
         """p(y|w, z) at the means of q(w|x) and q(z|x); (n, num_clusters)."""
-        return self.components.log_prob(self.encoder_style(x)[0], self.encode(x)).softmax(-1)
+        return self.clusters_at(self.encode(x), self.encoder_style(x)[0])
+
+    def clusters_at(self, z: Tensor, w: Tensor) -> Tensor:
+        """p(y|w, z); (n, latent_dim), (n, style_dim) → (n, num_clusters)."""
+        return self.components.log_prob(w, z).softmax(-1)
 
     def initialize(
         self, data: Data | Tensor, *, fit: Callable[..., Any], start: str = "autoencoder", seed: int = 0, **how: Any

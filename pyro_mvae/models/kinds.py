@@ -35,7 +35,7 @@ class Kinds(nn.Module):
     def model(self, x: Tensor) -> None:
         """The factor `kinds`."""
         register_children(self, lambda name: True)
-        loc, loc_moved = self.encoder(x)[0], self.encoder(moved(x))[0]
+        loc, loc_moved = self.encoder(torch.cat([x, moved(x)]))[0].chunk(2)
         shared = [mutual_information(read(head, loc), read(head, loc_moved)).mean() for head in (self.heads, self.finer)]
         pyro.factor("kinds", x.shape[0] * torch.stack(shared).sum())
 

@@ -46,8 +46,12 @@ class VaDE(VAE):
 
     def clusters(self, x: Tensor) -> Tensor:
         """p(y|z) at the mean of q(z|x); (n, num_clusters)."""
+        return self.clusters_at(self.encode(x))
+
+    def clusters_at(self, z: Tensor) -> Tensor:
+        """p(y|z); (n, latent_dim) → (n, num_clusters)."""
         assert self.mixture is not None
-        return self.mixture.responsibilities(self.encode(x))
+        return self.mixture.responsibilities(z)
 
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""
