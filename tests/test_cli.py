@@ -206,7 +206,7 @@ def test_a_full_disk_and_a_path_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_explodes_stops_the_build(tmp_path, monkeypatch):
-    import pyro_mvae.inference.asvi as asvi
+    from pyro_mvae.inference import asvi, fastest
 
     pictures, out = picture_folder(tmp_path / "pictures"), tmp_path / "out"
     original = asvi.compile_gradients
@@ -215,7 +215,8 @@ def test_a_loss_that_explodes_stops_the_build(tmp_path, monkeypatch):
         graph = original(objective, example, **options)
         return lambda x: ({name: term * torch.nan for name, term in graph(x)[0].items()}, graph(x)[1])
 
-    monkeypatch.setattr(asvi, "compile_gradients", poisoned)
+    for module in (asvi, fastest):
+        monkeypatch.setattr(module, "compile_gradients", poisoned)
     line = mistake("build", "--data", f"folder:{pictures}", "--size", 8, "--epochs", 1, "--out", out)
     assert "the loss became nan at step 1 of epoch 1" in line
 
