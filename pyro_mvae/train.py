@@ -54,8 +54,8 @@ def train(
     Args:
         checkpoint: a `.safetensors` file to write; while training goes on, its state is beside it.
         data, size: as `load_data`.
-        model: "vae", "vade", "gmvae", "infovae", "betavae", "vqvae", "svae", "vaegan" or "mvae"; "vade" is started from an
-            autoencoder and a mixture, see `VaDE.initialize`.
+        model: "vae", "vade", "gmvae", "infovae", "betavae", "vqvae", "svae", "vaegan" or "mvae"; "vade" and "gmvae" are
+            started from an autoencoder and a mixture, see `VaDE.initialize`.
         epochs: when None, see `usual_epochs`.
         likelihood, theta: as `VAE`; when None, the likelihood suits the data: "bernoulli" for digits, "logistic" for the rest.
             Digits with another than "bernoulli" are grey, not binarised.

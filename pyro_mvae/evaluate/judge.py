@@ -94,7 +94,7 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
     codes like those of the label's training images, see `draw_like` of the model.
 
     Raises:
-        ValueError: when a model has fewer clusters that are used than there are labels.
+        ValueError: when a model has fewer clusters than there are labels.
     """
     labels = labels_of(train)
     wanted = np.unique(labels)

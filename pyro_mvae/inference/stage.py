@@ -23,12 +23,12 @@ def fit_stage(
 ) -> tuple[VAE, pd.DataFrame]:
     """`fit` a model and keep it at `path` with its history; a stage that `path` holds already is read instead.
 
-    While it is being fitted, its state is kept beside `path`, and is gone when the stage is done.
+    While it is being fitted, its state is kept beside `path`, as is how it was started; both are gone when the stage is done.
 
     Args:
         path: where the fitted model is kept; None keeps nothing.
         resume: read what an earlier run left, whole or half done; otherwise start anew.
-        initialize: whether a model that has an `initialize` is started by it, before its first step.
+        initialize: whether a model with clusters is started by its `initialize`, before its first step.
         settings: as `fit`.
 
     Returns: the fitted model and its history, with "initialize_seconds" among its `attrs` where that took any.

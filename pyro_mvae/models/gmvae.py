@@ -12,7 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mvae.data import Data
-from pyro_mvae.models.vade import started
+from pyro_mvae.models.vade import found_clusters
 from pyro_mvae.models.vae import VAE, positive
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import make_nets
@@ -113,7 +113,7 @@ class GMVAE(VAE):
         self, data: Data | Tensor, *, fit: Callable[..., Any], start: str = "autoencoder", seed: int = 0, **how: Any
     ) -> None:
         """Find clusters, and let p(z|w, y) begin with them; arguments as `VaDE.initialize`."""
-        gaussians = started(self, data, start, fit=fit, seed=seed, **how)
+        gaussians = found_clusters(self, data, start, fit=fit, seed=seed, **how)
         with torch.no_grad():
             self.components.loc.bias.copy_(gaussians.loc.flatten())
             self.components.log_scale.bias.copy_(gaussians.scale.log().flatten())

@@ -77,14 +77,14 @@ def likeliest(codes: Tensor, num_clusters: int, *, seed: int = 0, restarts: int 
 
 
 def of_clusters(codes: Tensor, clusters: Tensor, num_clusters: int) -> Gaussians:
-    """The components whose codes are known; a cluster without codes of its own has those of all.
+    """The components whose codes are known; a cluster with one code or none is as wide as all, and weighs as one.
 
     Example:
         >>> of_clusters(torch.tensor([[0.0], [2.0], [5.0], [9.0]]), torch.tensor([0, 0, 1, 1]), 2).loc.flatten().tolist()
         [1.0, 7.0]
     """
     own = [codes[clusters == y] for y in range(num_clusters)]
+    weights = torch.tensor([float(max(len(some), 1)) for some in own])
     own = [some if len(some) > 1 else codes for some in own]
-    weights = torch.tensor([float(len(some)) for some in own])
     loc, scale = torch.stack([some.mean(0) for some in own]), torch.stack([some.std(0) for some in own])
     return Gaussians(weights / weights.sum(), loc, scale.clamp(min=1e-3))

@@ -44,20 +44,26 @@ class VaDE(VAE):
         """p(z), y summed out, for n data."""
         return super().prior(n) if self.mixture is None else self.mixture(n)
 
+    @property
+    def clustered(self) -> Mixture:
+        """The prior, where it has clusters; a ValueError where it has none."""
+        if self.mixture is None:
+            raise ValueError(f"this {type(self).__name__} has no clusters: make it with num_clusters, such as 10")
+        return self.mixture
+
     def clusters(self, x: Tensor) -> Tensor:
         """p(y|z) at the mean of q(z|x); (n, num_clusters)."""
         return self.clusters_at(self.encode(x))
 
     def clusters_at(self, z: Tensor) -> Tensor:
         """p(y|z); (n, latent_dim) → (n, num_clusters)."""
-        assert self.mixture is not None
-        return self.mixture.responsibilities(z)
+        return self.clustered.responsibilities(z)
 
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""
-        if cluster is None or self.mixture is None:
+        if cluster is None:
             return super().generate(n)
-        loc, scale = self.mixture.loc[cluster], self.mixture.log_scale[cluster].exp()
+        loc, scale = self.clustered.loc[cluster], self.clustered.log_scale[cluster].exp()
         return self.decode(loc + scale * torch.randn(n, self.latent_dim, device=loc.device))
 
     def initialize(
@@ -73,16 +79,15 @@ class VaDE(VAE):
             how: more settings of `fit`.
 
         Raises:
-            ValueError: for an unknown start.
+            ValueError: for an unknown start, or a model without clusters.
         """
-        if self.mixture is not None:
-            self.mixture.start(started(self, data, start, fit=fit, seed=seed, **how))
+        self.clustered.start(found_clusters(self, data, start, fit=fit, seed=seed, **how))
 
 
 STARTS = ("autoencoder", "kinds")
 
 
-def started(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[..., Any], seed: int, **how: Any) -> Gaussians:
+def found_clusters(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[..., Any], seed: int, **how: Any) -> Gaussians:
     """The clusters of a model's codes, once its encoder has been made to have some."""
     if start not in STARTS:
         raise ValueError(f"start is {start!r}, expected one of: {', '.join(STARTS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -137,6 +138,9 @@ def test_an_mvae_has_clusters_and_a_bayesian_likelihood_where_it_is_told_to(imag
     assert torch.equal(
         plain.prior(3).log_prob(torch.ones(3, 4)), VAE((1, 16, 16), 4, **SMALL).prior(3).log_prob(torch.ones(3, 4))
     )
+    for use in (plain.clusters, partial(plain.initialize, fit=fit), lambda x: plain.generate(1, cluster=0)):
+        with pytest.raises(ValueError, match="this MVAE has no clusters"):
+            use(x)
     whole = MVAE((1, 16, 16), 4, num_clusters=3, theta="weights", **SMALL)
     whole.initialize(images, fit=fit, epochs=2)
     found = terms(whole.eval(), x)
@@ -251,7 +255,7 @@ def test_components_of_known_clusters_are_their_means_and_deviations():
     torch.testing.assert_close(found.loc[:2, 0], torch.tensor([1.0, 7.0]))
     torch.testing.assert_close(found.scale[:2, 0], torch.tensor([2.0, 8.0]).sqrt())
     torch.testing.assert_close(found.loc[2], z.mean(0))  # one code has no deviation: it has those of all
-    assert float(found.weights.sum()) == pytest.approx(1.0)
+    torch.testing.assert_close(found.weights, torch.tensor([0.4, 0.4, 0.2]))
 
 
 def test_vectors_are_rounded_to_a_codebook_made_by_hand_and_the_gradient_passes_straight_through():
