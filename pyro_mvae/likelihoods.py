@@ -177,6 +177,19 @@ LIKELIHOODS: dict[str, Callable[[int], nn.Module]] = {
     "gaussian": GaussianLikelihood,
     "logistic": LogisticLikelihood,
 }
+
+
+def location(conditional: Any) -> Tensor:
+    """σ(η) of what a likelihood made of η.
+
+    Example:
+        >>> location(BernoulliLikelihood()(torch.zeros(1, 1, 1, 2)))
+        tensor([[[[0.5000, 0.5000]]]])
+    """
+    pixels = conditional.base_dist
+    return pixels.loc if hasattr(pixels, "loc") else pixels.probs
+
+
 PRECISE = ("gaussian", "logistic")
 RELUCTANCE = 0.05
 """By how much less than the net says a guide moves the precision of an image: one that followed the first, bad reconstructions at

@@ -115,14 +115,19 @@ class VAE(nn.Module):
 
     def model(self, x: Tensor) -> Tensor:
         """p(x, z, θ′), with sites `z`, `theta` if it is random, and `x` in the plate `data`; returns z."""
+        return self.joint(x)[0]
+
+    def joint(self, x: Tensor) -> tuple[Tensor, TorchDistributionMixin]:
+        """The sites of `model`; z, and p(x|z, θ′)."""
         self.check(x)
         self.register(guide=False)
         with pyro.plate("data", x.shape[0]):
             with Weighted(self.kl_weight):
                 z = pyro.sample("z", self.prior(x.shape[0]))
             theta = None if self.theta is None else pyro.sample("theta", self.theta.prior(x.shape[0]))
-            pyro.sample("x", self.conditional(z, theta), obs=x)
-        return z
+            conditional = self.conditional(z, theta)
+            pyro.sample("x", conditional, obs=x)
+        return z, conditional
 
     def guide(self, x: Tensor) -> None:
         """q(z|x) and q(θ′|x), with sites `z` and `theta` in the plate `data`."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from pyro_mvae.likelihoods import location
 from pyro_mvae.models.vae import VAE
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets.discriminator import Discriminator
@@ -67,9 +68,9 @@ class VAEGAN(VAE):
     def model(self, x: Tensor) -> Tensor:
         """p(x, z), with sites `z` and `x` in the plate `data`, and the factors `similarity`, `adversary` and `discriminator`."""
         with Weighted(self.weights["pixels"], observed=True):
-            z = super().model(x)
+            z, conditional = self.joint(x)
         n = x.shape[0]
-        decoded, drawn = self.decode(z), self.decode(self.prior(n).sample())
+        decoded, drawn = location(conditional), self.decode(self.prior(n).sample())
         features, logits = self.discriminator(torch.cat([x, decoded.detach(), drawn.detach()]))
         constant = {name: value.detach() for name, value in self.discriminator.named_parameters()}
         judged, belief = functional_call(self.discriminator, constant, (torch.cat([decoded, drawn]),))
