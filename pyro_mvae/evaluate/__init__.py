@@ -1,6 +1,7 @@
 """How good a model is."""
 
 from pyro_mvae.evaluate.judge import generation_accuracy, train_classifier
+from pyro_mvae.evaluate.kid import kid
 from pyro_mvae.evaluate.latents import active_units, clustering_accuracy, knn_accuracy, probe_accuracy, rate_distortion
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
 from pyro_mvae.evaluate.measurement import Measurement
@@ -12,6 +13,7 @@ __all__ = [
     "active_units",
     "clustering_accuracy",
     "generation_accuracy",
+    "kid",
     "knn_accuracy",
     "negative_log_likelihood",
     "probe_accuracy",

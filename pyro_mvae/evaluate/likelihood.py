@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Iterable, Iterator
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mvae.data import binarize
 from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.nets.conv import swift
 
 CODES = 50_000
 """How many codes are drawn at a time."""
@@ -21,8 +23,6 @@ CODES = 50_000
 @runtime_checkable
 class LatentVariableModel(Protocol):
     """What has a likelihood that can be estimated."""
-
-    training: bool
 
     def train(self, mode: bool = True) -> Any: ...
     def parameters(self) -> Any: ...
@@ -55,7 +55,7 @@ def negative_log_likelihood(
     binarization: str = "none",
     seed: int = 0,
     repeats: int = 1,
-    chunk: int = 1000,
+    chunk: int = 200,
     progress: Track = untracked,
     description: str = "Likelihood",
 ) -> NLL:
@@ -71,7 +71,7 @@ def negative_log_likelihood(
         images: uint8, (n, C, H, W).
         num_samples: K.
         repeats: how often all is estimated anew, with `seed`, `seed` + 1, …
-        chunk: how many codes are decoded at a time.
+        chunk: how many codes are decoded at a time; few enough for a processor's caches.
 
     Raises:
         ValueError: for less than one sample or repeat.
@@ -86,15 +86,17 @@ def negative_log_likelihood(
     """
     if num_samples < 1 or repeats < 1:
         raise ValueError(f"num_samples is {num_samples} and repeats {repeats}, expected 1 or more")
-    seeds, was_training = tuple(range(seed, seed + repeats)), model.training
+    seeds = tuple(range(seed, seed + repeats))
+    model = copy.deepcopy(model)
     model.train(False)
+    if isinstance(model, nn.Module):
+        swift(model)
     batch = max(CODES // num_samples, 1)
     device, sums = next(model.parameters()).device, dict.fromkeys(seeds, 0.0)
     pieces = seeded(images, seeds, batch=batch, binarization=binarization)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for each, x in progress(pieces, description, repeats * -(-len(images) // batch)):
             sums[each] -= float(log_evidence(model, x.to(device), num_samples, chunk=chunk).sum())
-    model.train(was_training)
     nats = [total / len(images) for total in sums.values()]
     mean, sd = statistics.fmean(nats), statistics.stdev(nats) if repeats > 1 else None
     return NLL(mean, len(images), num_samples, mean / math.log(2) / images[0].numel(), sd, seeds, binarization)
@@ -109,7 +111,7 @@ def seeded(images: Tensor, seeds: Iterable[int], *, batch: int, binarization: st
             yield seed, x if x.is_floating_point() else x.float() / 255
 
 
-def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int, *, chunk: int = 1000) -> Tensor:
+def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int, *, chunk: int = 200) -> Tensor:
     """log p(x) of each datum, by importance sampling over all that is latent; (n,). Codes are decoded `chunk` at a time."""
     latents, weights = model.propose(x, num_samples)
     flat = [value.flatten(0, 1) for value in latents]
