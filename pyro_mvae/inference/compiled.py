@@ -23,7 +23,17 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_mvae.inference.surrogate import differentiable_loss
-from pyro_mvae.inference.tracing import Untraceable, batch_size, has_batch, layout_of, own_noise, stand_ins, trace
+from pyro_mvae.inference.tracing import (
+    Untraceable,
+    assumptions,
+    batch_size,
+    has_batch,
+    layout_of,
+    own_noise,
+    reason,
+    stand_ins,
+    trace,
+)
 
 Terms = dict[str, Tensor]
 Graph = Callable[[Tensor], tuple[Terms, list[Tensor]]]
@@ -167,6 +177,12 @@ def compile_elbo(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, expected one of: {', '.join(BACKENDS)}")
+    if not callable(model) or not callable(guide):
+        raise ValueError(f"expected a model and a guide that can be called, got {kind(model)} and {kind(guide)}")
+    if elbo is not None and not isinstance(elbo, ELBO):
+        raise ValueError(f"elbo is {kind(elbo)}, expected one of Pyro's bounds, made: Trace_ELBO(), say")
+    if not isinstance(example, tuple | list):
+        raise ValueError(f"example is {kind(example)}, expected a tuple of the pair's arguments, such as example=(x,)")
     pair = EagerElbo(model, guide, Trace_ELBO() if elbo is None else elbo)
     expected = pair.rehearse(example)
     try:
@@ -177,6 +193,10 @@ def compile_elbo(
             raise Untraceable(f"{error}; {advice}") from error
         logger.warning("not compiled, left to Pyro: %s", error)
         return pair
+
+
+Outcome = tuple[Tensor, dict[str, Tensor]]
+"""A loss, and its gradients by the names of the parameters."""
 
 
 class EagerElbo:
@@ -193,17 +213,20 @@ class EagerElbo:
     def __call__(self, *args: Any) -> Tensor:
         return differentiable_loss(self.elbo, self.model, self.guide, *args)
 
-    def rehearse(self, example: Sequence[Any]) -> float:
-        """Run the pair, once for its parameters to be made and once for its loss from noise of seed 0; all else is put back."""
-        with own_noise(), Undone() as undone:
-            with pyro.poutine.trace(param_only=True) as used:
-                self(*example)
-            torch.manual_seed(0)
-            loss = float(self(*example).detach())
+    def rehearse(self, example: Sequence[Any]) -> Outcome:
+        """Run the pair, once for its parameters to be made and once for what comes of it; all else is put back."""
+        with own_noise(), Undone() as undone, pyro.poutine.trace(param_only=True) as used:
+            self(*example)
         store = pyro.get_param_store()
         self.written = undone.written
         self.parameters = {name: store._params[name] for name in used.trace.nodes if name in store}
-        return loss
+        return self.outcome(example)
+
+    def outcome(self, args: Sequence[Any]) -> Outcome:
+        """Loss and gradients from noise of seed 0; all else is put back."""
+        with own_noise(), Undone():
+            torch.manual_seed(0)
+            return outcome_of(self(*args), self.parameters)
 
 
 class CompiledElbo:
@@ -215,23 +238,29 @@ class CompiledElbo:
         seconds: how long tracing took; a backend compiles at the first call and the first `backward`.
     """
 
-    def __init__(self, pair: EagerElbo, example: tuple[Any, ...], *, expected: float, backend: str):
+    def __init__(self, pair: EagerElbo, example: tuple[Any, ...], *, expected: Outcome, backend: str):
         started = time.perf_counter()
         leaves, self.spec = tree_flatten(example)
         self.example = [leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if batch_size(tensors) is None:
+        length = batch_size(tensors)
+        if not length:
             raise ValueError("the example has no tensor with a batch dimension: give the pair its data as arguments")
-        self.length, self.layouts = batch_size(tensors), [layout_of(value) for value in tensors]
+        self.length, self.layouts = length, [layout_of(value) for value in tensors]
 
         def call(*values: Tensor) -> Tensor:
             given = iter(values)
             return pair(*tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], self.spec))
 
         self.parameters = pair.parameters
+        self.refused: list[tuple[Callable[[int], bool], str]] = []
         with restored(pair.written):
-            self.graph: fx.GraphModule = trace(call, *stand_ins(self.parameters, tensors)[1])
-            self.check(example, expected)
+            fake = stand_ins(self.parameters, tensors)[1]
+            self.graph: fx.GraphModule = trace(call, *fake)
+            difference = self.difference(example, expected)
+            if difference:
+                raise Untraceable(difference)
+            self.try_other_sizes(pair, example, assumptions(next(value for value in fake if value.ndim)))
         self.seconds = time.perf_counter() - started
         logger.info("traced %d operations in %.1f s", len(self.graph.graph.nodes), self.seconds)
         self.run = on_backend(self.graph, backend)
@@ -240,34 +269,112 @@ class CompiledElbo:
         return self.run(*self.inputs(args))
 
     def inputs(self, args: tuple[Any, ...]) -> list[Tensor]:
-        """The tensors among the arguments; ValueError where they are not like the example."""
+        """The tensors among the arguments; ValueError where they are not like the example, or of a size that can't be."""
         leaves, spec = tree_flatten(args)
         if spec != self.spec:
-            raise ValueError(f"expected arguments like those of the example, {self.spec}, got {spec}")
+            raise ValueError(f"expected arguments like those of the example, {self.described()}, got {len(args)} that are not")
+        tensors, lengths = [], set()
         for leaf, like in zip(leaves, self.example, strict=True):
             if not isinstance(like, Tensor):
                 if leaf != like:
                     raise ValueError(f"an argument was {like!r} when the pair was traced and is {leaf!r} now: compile it again")
                 continue
             free = has_batch(like, self.length)
-            shape = tuple(like.shape[1:] if free else like.shape)
-            if not isinstance(leaf, Tensor) or leaf.dtype != like.dtype or tuple(leaf.shape[free:]) != shape:
-                wanted = f"{like.dtype} of shape ({', '.join(map(str, ('n', *shape) if free else shape))})"
-                given = f"{leaf.dtype} of shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
-                raise ValueError(f"expected {wanted}, got {given}: compile the pair again for data of another kind")
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            if not isinstance(leaf, Tensor) or leaf.dtype != like.dtype or leaf.shape[free:] != like.shape[free:]:
+                raise ValueError(f"expected {self.wanted(like)}, got {kind(leaf)}: compile the pair again for data of another kind")
+            tensors.append(leaf)
+            lengths |= {leaf.shape[0]} if free else set()
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError(f"the batches of the arguments have the lengths {sorted(lengths)}, expected one, and 1 or more")
+        for length in lengths:
+            for refuses, why in self.refused:
+                if refuses(length):
+                    raise ValueError(f"a batch of {length} can't be computed by this graph: {why}")
         return [value.contiguous(memory_format=layout) for value, layout in zip(tensors, self.layouts, strict=True)]
 
-    def check(self, example: tuple[Any, ...], expected: float) -> None:
-        """Raise Untraceable unless the graph gives Pyro's loss for the same noise."""
-        with own_noise():
-            torch.manual_seed(0)
-            loss = float(self.graph(*self.inputs(example)).detach())
-        if not torch.isclose(torch.tensor(loss), torch.tensor(expected), rtol=1e-4, atol=1e-6, equal_nan=True):
-            raise Untraceable(
-                f"the graph gives {loss:.6g} where Pyro gives {expected:.6g} for the same noise: the pair uses chance or state "
-                "from outside of torch, or the size of the batch decides what it does"
+    def wanted(self, like: Tensor) -> str:
+        free = has_batch(like, self.length)
+        return f"{like.dtype} of shape ({', '.join(map(str, ('n', *like.shape[1:]) if free else like.shape))})"
+
+    def described(self) -> str:
+        return ", ".join(self.wanted(like) if isinstance(like, Tensor) else repr(like) for like in self.example)
+
+    def difference(self, args: tuple[Any, ...], expected: Outcome) -> str | None:
+        """What the graph gives another value for than Pyro, for the same noise; None when all agrees."""
+        try:
+            with own_noise():
+                torch.manual_seed(0)
+                loss, gradients = outcome_of(self.graph(*self.inputs(args)), self.parameters)
+        except RuntimeError as error:
+            return f"the graph can't be run where Pyro can: {reason(error)}; the size of the batch decides what the pair does"
+        if not torch.isclose(loss, expected[0], rtol=1e-4, atol=1e-6, equal_nan=True):
+            return (
+                f"the graph gives {float(loss):.6g} where Pyro gives {float(expected[0]):.6g} for the same noise: the pair uses "
+                "chance or state from outside of torch, or the size of the batch decides what it does"
             )
+        largest = max((float(value.norm()) for value in expected[1].values()), default=0.0)
+        for name, gradient in gradients.items():
+            theirs = expected[1][name]
+            if float((gradient - theirs).norm()) > 1e-3 * float(theirs.norm()) + 1e-5 * largest:
+                return (
+                    f"the graph's gradient of {name!r} is not Pyro's for the same noise: the pair has a gradient of its own, "
+                    "such as an autograd.Function, which a graph does not keep"
+                )
+        return None
+
+    def try_other_sizes(self, pair: EagerElbo, example: tuple[Any, ...], assumed: Sequence[Callable[[int], bool]]) -> None:
+        """Find the sizes of batches for which the pair does another thing than the graph, and refuse them from now on.
+
+        One is tried, and a size beyond each thing that was taken for granted of the batch while tracing.
+        """
+        for refuses, size in [(one, 1), *((negated(holds), first_beyond(holds)) for holds in assumed)]:
+            if size is None or size == self.length:
+                continue
+            batch = self.resized(example, size)
+            try:
+                difference = self.difference(batch, pair.outcome(batch))
+            except Exception as error:  # whatever the pair raises
+                # with other data of that size it may not
+                difference = f"Pyro refuses it, {reason(error)}" if size == 1 else None
+            if difference:
+                self.refused.append((refuses, difference))
+
+    def resized(self, example: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+        """The example with a batch of another size, its data repeated if need be."""
+        places = torch.arange(size) % self.length
+
+        def resize(leaf: Any) -> Any:
+            return leaf[places.to(leaf.device)] if isinstance(leaf, Tensor) and has_batch(leaf, self.length) else leaf
+
+        leaves, spec = tree_flatten(example)
+        return tree_unflatten([resize(leaf) for leaf in leaves], spec)
+
+
+def outcome_of(loss: Tensor, parameters: Mapping[str, Tensor]) -> Outcome:
+    """A loss and its gradients, without the graph behind them."""
+    wanted = {name: value for name, value in parameters.items() if value.requires_grad}
+    if not loss.requires_grad:
+        return loss.detach(), {name: torch.zeros_like(value) for name, value in wanted.items()}
+    gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    return loss.detach(), dict(zip(wanted, gradients, strict=True))
+
+
+def one(size: int) -> bool:
+    return size == 1
+
+
+def negated(holds: Callable[[int], bool]) -> Callable[[int], bool]:
+    return lambda size: size > 1 and not holds(size)
+
+
+def first_beyond(holds: Callable[[int], bool], *, limit: int = 1024) -> int | None:
+    """The smallest batch that something does not hold for; None when there is none up to a limit."""
+    return next((size for size in range(2, limit) if not holds(size)), None)
+
+
+def kind(value: Any) -> str:
+    """What a value is, in a few words."""
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 class Undone(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +16,21 @@ import pyro
 import pyro.infer.util
 import pyro.ops.einsum
 import pyro.util
+import sympy
 import torch
-from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine import subsample_messenger
+from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, _meta_registrations, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.distributions import dirichlet as torch_dirichlet
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.overrides import TorchFunctionMode
 
 # The shape of what these return, which torch does not know: no pair with a Gamma, StudentT or Binomial site could be traced.
@@ -63,12 +71,15 @@ def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
         with traceable(), last, own_noise():
             return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
-        place = line_of_user(error)
-        if place is None:
-            raise
         reached = f", after site {last.site!r}" if last.site else ""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Untraceable(f"{place}{reached}: {reason}") from error
+        raise Untraceable(f"{line_of_user(error) or 'in a library'}{reached}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    if isinstance(error, GuardOnDataDependentSymNode | DataDependentOutputException):
+        return "what comes next depends on the value of a tensor, which is known only when the graph is run"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def own_noise() -> AbstractContextManager[None]:
@@ -98,13 +109,14 @@ def line_of_user(error: BaseException) -> str | None:
 def stand_ins(state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Tensors without values to trace with: only the size of the batch is a symbol, which is what makes tracing quick.
 
-    The batch is the first dimension of the first input, and of each input whose first dimension is as long. It is given a size
-    that no other dimension has, because a tracer takes equal sizes for one and the same.
+    The batch is the first dimension of the first input, and of each input whose first dimension is as long. It is given its own
+    size or the next that no other dimension has, because a tracer takes equal sizes for one and the same.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     length = batch_size(inputs)
-    taken = {size for value in (*state.values(), *inputs) for size in value.shape}
-    size = next(n for n in range(2, len(taken) + 3) if n not in taken)
+    taken = {size for value in state.values() for size in value.shape}
+    taken |= {size for value in inputs for size in value.shape[has_batch(value, length) :]}
+    size = next(n for n in itertools.count(max(length or 0, 2)) if n not in taken)
 
     def stand_in(value: Tensor) -> Tensor:
         if not has_batch(value, length):
@@ -115,6 +127,21 @@ def stand_ins(state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[di
 
     fake: dict[str, Tensor] = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
     return fake, [stand_in(value) for value in inputs]
+
+
+def assumptions(stand_in: Tensor) -> list[Callable[[int], bool]]:
+    """What was taken for granted of the size of the batch while something was traced with its stand-in, as tests of a size.
+
+    Most are of no account: which of two kernels torch would take. Some are a pair's own, which then does another thing beyond.
+    """
+    assert isinstance(stand_in, FakeTensor)
+    env = stand_in.fake_mode.shape_env
+    assert env is not None
+
+    def holds(expression: Any) -> Callable[[int], bool]:
+        return lambda n: bool(expression.xreplace(dict.fromkeys(expression.free_symbols, sympy.Integer(n))))
+
+    return [holds(guard.expr) for guard in env.guards]
 
 
 def batch_size(inputs: Sequence[Tensor]) -> int | None:
@@ -141,7 +168,10 @@ def traceable() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(pyro.validation_enabled(False))
-        stack.enter_context(AnySize())
+        recorder = stack.enter_context(AnySize())
+        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(recorder.apply)))
+        stack.enter_context(mock.patch.object(subsample_messenger, "len", lambda values: values.shape[0], create=True))
+        stack.enter_context(mock.patch.object(IndepMessenger, "__iter__", counted))
         for name in ("torch_isnan", "torch_isinf"):
             stack.enter_context(mock.patch.object(pyro.util, name, return_value=False))
         stack.enter_context(mock.patch.object(CondIndepStackFrame, "_key", key))
@@ -172,12 +202,35 @@ class InATrace:
         return getattr(torch, name)
 
 
+_iterate = IndepMessenger.__iter__
+_apply = torch.autograd.Function.__dict__["apply"].__func__
+
+
+def counted(plate: Any) -> Iterator[Any]:
+    """The steps of a sequential plate; Python's numbers where it is not subsampled, instead of numbers read from a tensor."""
+    if isinstance(plate.size, int) and getattr(plate, "subsample_size", plate.size) == plate.size:
+        plate._indices = range(plate.size)
+    return _iterate(plate)
+
+
 class AnySize(TorchFunctionMode):
-    """Keeps the size of a batch a symbol.
+    """Keeps the size of a batch a symbol, and what has no gradient without one.
 
     `x.squeeze()` takes away dimensions that are 1 for good, never the batch's, which is 1 only now and then. `len(x)`, which
-    Python wants to be a number, is refused.
+    Python wants to be a number, is refused. A graph remembers no `no_grad`: what is made under it is detached.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions = 0
+
+    def apply(self, function: Any, *args: Any) -> Any:
+        """`torch.autograd.Function.apply`: torch runs its forward under a `no_grad` that is not the pair's."""
+        self.functions += 1
+        try:
+            return _apply(function, *args)
+        finally:
+            self.functions -= 1
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         if func is torch.Tensor.__len__ and isinstance(args[0].shape[0], torch.SymInt):
@@ -185,7 +238,11 @@ class AnySize(TorchFunctionMode):
         if func in (torch.Tensor.squeeze, torch.squeeze) and len(args) == 1 and not kwargs:
             ones = tuple(d for d, size in enumerate(args[0].shape) if isinstance(size, int) and size == 1)
             return args[0].squeeze(ones)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        gradient = torch.is_grad_enabled() or self.functions
+        if gradient or not isinstance(result, Tensor) or any(result is argument for argument in args):
+            return result
+        return result.detach()
 
 
 _contract_expression = pyro.ops.einsum.contract_expression

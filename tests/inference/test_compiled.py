@@ -14,6 +14,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_mvae import compile_elbo
 from pyro_mvae.inference.tracing import Untraceable
+from tests.catalog import unchecked
 from tests.inference.pairs import PAIRS, convolutional, enumerated_in_the_guide, nets, score_function
 
 CASES = [(make, elbo) for make, elbos in PAIRS.items() for elbo in elbos]
@@ -189,8 +190,130 @@ def test_arguments_unlike_the_example_are_refused():
         loss(torch.randn(5, 3))
     with pytest.raises(ValueError, match=r"got torch\.float64"):
         loss(x.double())
-    with pytest.raises(ValueError, match="arguments like those of the example"):
-        loss(x, x)
+    for given in ((x, x), ()):
+        with pytest.raises(ValueError, match=r"like those of the example, torch.float32 of shape \(n, 2\), got"):
+            loss(*given)
+    with pytest.raises(ValueError, match="got a ndarray"):
+        loss(x.numpy())
+    with pytest.raises(ValueError, match="1 or more"):
+        loss(x[:0])
+
+
+class Tripled(torch.autograd.Function):
+    """Its gradient is not that of what it computes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * gradient
+
+
+def observed(x, loc):
+    with pyro.plate("data", x.shape[0]):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def without_gradient(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with torch.no_grad():
+        constant = 2 * z
+    observed(x, z + constant)
+
+
+def tripled(x):
+    observed(x, Tripled.apply(pyro.sample("z", dist.Normal(0.0, 1.0))))
+
+
+def half_detached(x):
+    a = pyro.param("a", torch.tensor(0.5))
+    with torch.no_grad():
+        b = a * a + 0.1
+    pyro.sample("z", dist.Normal(a * b, 1.0))
+
+
+def global_normal(x):
+    pyro.sample("z", dist.Normal(pyro.param("a", torch.tensor(0.5)), 1.0))
+
+
+@pytest.mark.parametrize(("model", "guide"), [(without_gradient, global_normal), (without_gradient, half_detached)])
+def test_what_has_no_gradient_for_pyro_has_none_in_the_graph(model, guide):
+    x = torch.randn(7)
+    loss = compile_elbo(model, guide, example=(x,), backend="eager")
+    for n in (1, 3, 60):
+        assert_equals_pyro(loss, Trace_ELBO(), model, guide, torch.randn(n))
+
+
+def test_a_gradient_that_a_graph_cannot_keep_is_found():
+    with pytest.raises(Untraceable, match=r"gradient of 'a' is not Pyro's.*autograd\.Function"):
+        compile_elbo(tripled, global_normal, example=(torch.randn(7),), backend="eager")
+
+
+def large_batches_differ(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    observed(x, 2 * z if x.shape[0] > 50 else z)
+
+
+def lone_data_differ(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    observed(x, 2 * z if x.shape[0] == 1 else z)
+
+
+@pytest.mark.parametrize(("model", "other"), [(large_batches_differ, 51), (large_batches_differ, 400), (lone_data_differ, 1)])
+def test_a_size_of_batch_that_takes_another_way_is_refused(model, other):
+    loss = compile_elbo(model, global_normal, example=(torch.randn(7),), backend="eager")
+    for n in (2, 50):
+        assert_equals_pyro(loss, Trace_ELBO(), model, global_normal, torch.randn(n))
+    with pytest.raises(ValueError, match=f"a batch of {other} can't be computed by this graph.*the size of the batch decides"):
+        loss(torch.randn(other))
+
+
+def test_a_batch_of_one_is_refused_where_pyro_refuses_it():
+    model, guide, (x,) = convolutional()
+    loss = compile_elbo(model, guide, example=(x,), backend="eager")
+    with pytest.raises(ValueError, match="a batch of 1 can't be computed by this graph: Pyro refuses it"):
+        loss(x[:1])
+    assert_equals_pyro(loss, Trace_ELBO(), model, guide, x.repeat(9, 1, 1, 1))
+
+
+def test_a_pair_that_turns_the_size_of_a_batch_into_a_number_has_a_graph_for_that_size():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        observed(x, z + torch.linspace(0, 1, int(x.shape[0])))
+
+    loss = compile_elbo(model, global_normal, example=(torch.randn(7),), backend="eager")
+    assert_equals_pyro(loss, Trace_ELBO(), model, global_normal, torch.randn(7))
+    with pytest.raises(ValueError, match="a batch of 9 can't be computed by this graph"):
+        loss(torch.randn(9))
+
+
+def drawn_with_scale(x):
+    """Pyro's usual idiom for minibatches: the size of all data, and that of the batch."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 1000, subsample_size=x.shape[0]):
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def drawn_from_the_batch(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", x.shape[0], subsample_size=3) as chosen:
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[chosen])
+
+
+def in_a_loop(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    for i in pyro.plate("groups", 3):
+        pyro.sample(f"y{i}", dist.Normal(z * i, 1.0), obs=torch.tensor(float(i)))
+    observed(x, z)
+
+
+@pytest.mark.parametrize("model", [drawn_with_scale, drawn_from_the_batch, in_a_loop])
+def test_plates_as_pyro_users_write_them(model):
+    loss = compile_elbo(model, global_normal, example=(torch.randn(7),), backend="eager")
+    for n in (3, 9, 60):
+        assert_equals_pyro(loss, Trace_ELBO(), model, global_normal, torch.randn(n))
 
 
 def test_settings_and_constants_are_part_of_the_graph():
@@ -212,6 +335,14 @@ def test_mistakes_are_explained():
     model, guide, (x,) = nets()
     with pytest.raises(ValueError, match="backend is 'jit'"):
         compile_elbo(model, guide, example=(x,), backend="jit")
+    for arguments, message in [
+        ({"example": x}, r"example is torch.float32 of shape \(.*expected a tuple"),
+        ({"example": (x,), "elbo": Trace_ELBO}, "elbo is a ABCMeta, expected one of Pyro's bounds, made"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            unchecked(compile_elbo)(model, guide, **arguments)
+    with pytest.raises(ValueError, match="expected a model and a guide that can be called, got a NoneType"):
+        unchecked(compile_elbo)(None, guide, example=(x,))
     with pytest.raises(ValueError, match="no parameters"):
         compile_elbo(branching, prior, example=(x[:, 0],))
     with pytest.raises(ValueError, match="no tensor with a batch dimension"):
