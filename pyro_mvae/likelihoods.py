@@ -339,7 +339,7 @@ def make_theta(name: str | None, *, likelihood: str, channels: int, decoder: nn.
     """What of a likelihood is random: "gamma" or "log_normal" for its precision, "weights" for the last layer, or nothing.
 
     Raises:
-        ValueError: for an unknown name, a rank below 1, or a precision for a likelihood that has none.
+        ValueError: for an unknown name, or a precision for a likelihood that has none.
 
     Example:
         >>> make_theta("gamma", likelihood="gaussian", channels=3, decoder=nn.Identity(), rank=1).size
@@ -350,8 +350,6 @@ def make_theta(name: str | None, *, likelihood: str, channels: int, decoder: nn.
     if name not in THETAS:
         raise ValueError(f"theta is {name!r}, expected one of: {', '.join(THETAS)}")
     if name == "weights":
-        if rank < 1:
-            raise ValueError(f"theta_rank is {rank}, expected 1 or more")
         return Weights(decoder, rank)
     if likelihood not in PRECISE:
         raise ValueError(f"the likelihood {likelihood!r} has no precision to be random: choose {' or '.join(PRECISE)}")

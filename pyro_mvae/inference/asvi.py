@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from pyro_mvae.inference import checkpoint as files
 from pyro_mvae.inference.compiled import BACKENDS, Graph, compile_gradients
 from pyro_mvae.inference.fastest import LAYOUTS, fastest, in_layout, laid_out
 from pyro_mvae.inference.history import Callback
+from pyro_mvae.inference.numbers import above, count, number
 from pyro_mvae.inference.objective import Objective
-from pyro_mvae.inference.optimizers import OptimizerFactory, described, make_optimizers
+from pyro_mvae.inference.optimizers import OptimizerFactory, check_factory, described, make_optimizers
 from pyro_mvae.inference.parallel import Parallel, ProcessLost
 from pyro_mvae.inference.penalties import Penalty
 from pyro_mvae.inference.precision import PRECISIONS, require
@@ -81,9 +82,10 @@ def fit(
     `encoder…`), by `guide_optimizer` with `guide_lr` (29). The pair is traced into one graph, so that a step costs what
     hand-written PyTorch costs; the mathematics is Pyro's own. It is trained on the device that its parameters are on.
 
-    Training is reproducible for a seed and leaves the global random state as it was. A loss that is no number or explodes takes
-    the run back to the last good state, with half the learning rate, three times at most. Under `torchrun` the processes share
-    each batch, see `pyro_mvae.inference.parallel`.
+    Training is reproducible for a seed, `compile` and `layout` on a machine, and leaves the global random state as it was; "auto"
+    chooses by time, so that two runs of minutes may differ in rounding, but a run and its resumption do not. A loss that is no
+    number or explodes takes the run back to the last good state, with half the learning rate, three times at most. Under
+    `torchrun` the processes share each batch, see `pyro_mvae.inference.parallel`.
 
     Args:
         model: an `nn.Module` with `model(x)` and `guide(x)`; trained in place.
@@ -129,19 +131,37 @@ def fit(
         >>> fit(MVAE((1, 8, 8), 4), images, epochs=2).columns.tolist()[:4]
         ['epoch', 'loss', 'kl', 'likelihood']
     """
+    if not isinstance(data, Data | Tensor):
+        raise ValueError(f"data is a {type(data).__name__}, expected a Data, see load_data, or a tensor of images, uint8")
     images, binarization = (data.train.images, data.binarization) if isinstance(data, Data) else (data, "none")
-    check_settings(epochs=epochs, batch_size=batch_size, lr=lr, guide_lr=guide_lr, clip=clip)
+    check_model(model, images)
+    for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
+        count(value, name)
+    for name, value in {"lr": lr, "guide_lr": guide_lr, "clip": clip}.items():
+        if value is not None:
+            above(value, name)
+    count(seed, "seed", 0)
+    check_images(images, model, batch_size=batch_size)
+    for name, values in {"penalties": penalties, "controllers": controllers, "callbacks": callbacks}.items():
+        if not isinstance(values, Sequence):
+            raise ValueError(f"{name} is {values!r}, expected a list of them, () for none")
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs to know from where: give checkpoint=")
+    if checkpoint is not None:
+        files.claim(Path(checkpoint))
     check_choice("compile", compile, ("auto", *BACKENDS))
     check_choice("layout", layout, ("auto", *LAYOUTS))
     check_choice("precision", precision, PRECISIONS)
     check_choice("keep", keep, KEPT)
-    if ema is not None and not 0 < ema < 1:
+    if ema is not None and not 0 < number(ema, "ema") < 1:
         raise ValueError(f"ema is {ema}, expected a decay between 0 and 1, such as 0.999")
     wants_test = keep == "best" or any(getattr(each, "on", None) == TEST_LOSS for each in controllers)
     if test is None and isinstance(data, Data) and wants_test:
         test = data.test.images
     if keep == "best" and test is None:
         raise ValueError('keep="best" needs the bound on test images: give fit a Data, or test=')
+    if test is not None and not len(test):
+        raise ValueError("there are no test images to measure a bound on: give fit test= with some")
     device = next(model.parameters()).device
     require(precision, device)
     objective = Objective(model, penalties, kl_weight=kl_weight, theta_kl_weight=theta_kl_weight, precision=precision)
@@ -150,6 +170,8 @@ def fit(
     if parallel.size > 1 and min(batch_size, len(images)) < 2 * parallel.size:
         raise ValueError(f"{parallel.size} processes can't share batches of {min(batch_size, len(images))}: give larger ones")
     guide_optimizer = guide_optimizer or optimizer
+    for factory in (optimizer, guide_optimizer):
+        check_factory(factory)
     rates = {"lr": lr, "guide_lr": guide_lr or lr}
     settings = {
         "epochs": epochs,
@@ -181,13 +203,16 @@ def fit(
         seconds_between=checkpoint_seconds,
         parallel=parallel,
     )
-    with own_noise(), delayed_interrupt() as interrupted:
+    with own_noise(), ExitStack() as stack:
         torch.manual_seed(seed)
         if resume and run.path and files.exists(run.path):
             run.load()
         run.how, graph = chosen(run, images, backend=compile, layout=layout)
         run.lay_out(run.how["layout"])
         graph = graph or traced(run, images[:1])
+        # not before: until here there is nothing to lose, and nobody looks whether somebody wants to stop
+        interrupted = stack.enter_context(delayed_interrupt())
+        run.write(run.state())  # what was chosen by time has to be kept as well
         steps = progress(run.steps(images, binarization=binarization), description, run.total - run.done)
         try:
             for x in steps:
@@ -205,6 +230,7 @@ def fit(
     run.keep()
     run.write()
     model.load_state_dict(run.result.state_dict())
+    model.zero_grad()
     laid_out(model.eval(), "contiguous")
     frame = pd.DataFrame(run.history)
     frame.attrs = {"changes": run.changes, "how": run.how}
@@ -268,10 +294,25 @@ def named(value: object) -> str:
     return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else repr(value)
 
 
-def check_settings(**settings: float | None) -> None:
-    for name, value in settings.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value}, expected more than 0")
+def check_model(model: Any, images: Tensor) -> None:
+    """Raise a ValueError for what is no pair with parameters, or images that are not its own."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "model") or not hasattr(model, "guide"):
+        raise ValueError(f"the model is a {type(model).__name__}, expected a module with a method `model` and a method `guide`")
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"{type(model).__name__} has no parameters: there is nothing to fit")
+    check_shape: Any = getattr(model, "check", None)
+    if check_shape:
+        check_shape(images[:1].float() / 255)
+
+
+def check_images(images: Tensor, model: nn.Module, *, batch_size: int) -> None:
+    """Raise a ValueError for no images, or batches that can't be normalised."""
+    if not len(images):
+        raise ValueError("there are no images to fit the model to")
+    smallest = min(batch_size, len(images))
+    if smallest < 2 and any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
+        what = "batch_size is 1" if len(images) > 1 else "there is one image"
+        raise ValueError(f"{what}, and the model normalises by its batches, which takes 2 images or more")
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -290,18 +331,18 @@ def delayed_interrupt() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.getsignal(each) or signal.SIG_DFL for each in (signal.SIGINT, signal.SIGTERM)}
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(received: int, frame: Any) -> None:
         if event.is_set():
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
+            signal.signal(received, before[signal.Signals(received)])
+            signal.raise_signal(received)
         event.set()
 
-    for number in before:
-        signal.signal(number, handle)
+    for each in before:
+        signal.signal(each, handle)
     try:
         yield event
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)

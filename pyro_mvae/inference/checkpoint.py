@@ -97,6 +97,17 @@ def previous(path: Path) -> Path:
     return path.with_suffix(f".previous{path.suffix}")
 
 
+def claim(path: Path) -> None:
+    """Raise a ValueError for a path with something on it that no run of training has written."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file to keep the state in")
+    if path.exists():
+        with path.open("rb") as file:
+            start = file.read(9)
+        if len(start) == 9 and start[8:] != b"{":
+            raise ValueError(f"{path} is there and is no checkpoint: give another name to keep the state under")
+
+
 def write_keeping_previous(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
     """`write`, with what stood there before kept beside it."""
     fresh = path.with_suffix(f".fresh{path.suffix}")

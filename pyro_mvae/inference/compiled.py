@@ -281,7 +281,9 @@ class CompiledElbo:
                 continue
             free = has_batch(like, self.length)
             if not isinstance(leaf, Tensor) or leaf.dtype != like.dtype or leaf.shape[free:] != like.shape[free:]:
-                raise ValueError(f"expected {self.wanted(like)}, got {kind(leaf)}: compile the pair again for data of another kind")
+                raise ValueError(
+                    f"expected {self.wanted(like)}, got {kind(leaf)}: compile the pair again for data of another kind"
+                )
             tensors.append(leaf)
             lengths |= {leaf.shape[0]} if free else set()
         if len(lengths) > 1 or 0 in lengths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
+from pyro_mvae.inference.numbers import number
 from pyro_mvae.inference.penalties import Penalty, Sites
 from pyro_mvae.inference.precision import nets_in
 from pyro_mvae.models.weighted import Weighted
@@ -25,7 +27,9 @@ from pyro_mvae.models.weighted import Weighted
 THETA = "theta"
 """The site of a Bayesian likelihood's parameters θ′; every other latent site is part of the code."""
 
-
+TAKEN = frozenset(["loss", "kl", "likelihood", "theta_kl", "epoch", "epochs", "test_loss", "lr", "learning_rate"])
+TAKEN |= {"guide_learning_rate", "batch_size", "seconds", "images_per_second"}
+"""What penalties can't be called: terms, columns of the history and knobs of controllers have these names."""
 Pair = tuple[Any, Any]
 
 
@@ -165,12 +169,11 @@ class Objective(nn.Module):
         super().__init__()
         self.vae, self.precision = vae, precision
         self.penalties = tuple(penalties)
+        check_penalties(self.penalties)
         weights = {"kl": kl_weight, "theta_kl": theta_kl_weight, **{penalty.name: penalty.weight for penalty in self.penalties}}
-        if len(weights) < len(self.penalties) + 2:
-            raise ValueError(f"the penalties are {self.penalties}, expected names that differ")
         like = next(vae.parameters())
         for name, value in weights.items():
-            if not value >= 0:
+            if not 0 <= number(value, f"the weight of {name}") < math.inf:
                 raise ValueError(f"the weight of {name} is {value}, expected 0 or more: (14) penalises, it does not reward")
             self.register_buffer(f"{name}_weight", torch.tensor(float(value), device=like.device))
 
@@ -188,10 +191,26 @@ class Objective(nn.Module):
         terms = {name: term.per(x.shape[0]) for name, term in bound_terms(*traces).items()}
         for penalty in self.penalties:
             value = penalty(self.vae, x, *sites)
+            if not isinstance(value, Tensor) or value.ndim:
+                raise ValueError(f"the penalty {penalty.name!r} returned {value}, expected a tensor without dimensions")
+            if penalty.name in terms:
+                raise ValueError(f"the penalty {penalty.name!r} has the name of a factor of the model: give it another")
             terms[penalty.name] = Term(value, value)
         weights = self.weights
         weighted = [weights[name] * term.weighted if name in weights else term.weighted for name, term in terms.items()]
         return {"loss": torch.stack(weighted).sum(), **{name: term.value for name, term in terms.items()}}
+
+
+def check_penalties(penalties: Sequence[Any]) -> None:
+    """Raise a ValueError for what is no penalty, and for names that are taken or can't be a column."""
+    for penalty in penalties:
+        if isinstance(penalty, type) or not isinstance(penalty, Penalty):
+            raise ValueError(f"{penalty!r} is no penalty: expected values with a name, a weight and a call, such as Prune(1e-4)")
+        if not penalty.name.isidentifier() or penalty.name in TAKEN:
+            raise ValueError(f"a penalty's name is {penalty.name!r}: expected a word that is none of {', '.join(sorted(TAKEN))}")
+    names = [penalty.name for penalty in penalties]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the penalties' names are {', '.join(names)}: expected names that differ")
 
 
 def importance_traces(

@@ -85,6 +85,12 @@ def make_optimizers(
     return {side: made(*chosen[side], parameters) for side, parameters in sides.items() if parameters}
 
 
+def check_factory(factory: Any) -> None:
+    """Raise a ValueError for an optimiser that is made already."""
+    if not callable(factory):
+        raise ValueError(f"the optimiser is a {type(factory).__name__}: give its class, or functools.partial of it, not one made")
+
+
 def made(factory: OptimizerFactory, lr: float, parameters: Iterable[nn.Parameter]) -> Optimizer:
     try:
         result = factory(parameters, lr=lr, **fused(factory))
@@ -95,6 +101,8 @@ def made(factory: OptimizerFactory, lr: float, parameters: Iterable[nn.Parameter
         ) from error
     if isinstance(result, torch.optim.LBFGS):
         raise ValueError("L-BFGS evaluates its loss many times a step, with other noise each time: choose one of first order")
+    if isinstance(result, torch.optim.SparseAdam):
+        raise ValueError("SparseAdam is for sparse gradients, and these are dense: choose Adam")
     return result
 
 

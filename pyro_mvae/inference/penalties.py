@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.models.kinds import moved, mutual_information
 
 Sites = Mapping[str, Any]
@@ -169,8 +170,7 @@ class Round:
     name: str = field(default="round", repr=False)
 
     def __post_init__(self) -> None:
-        if self.bits < 2:
-            raise ValueError(f"bits is {self.bits}, expected 2 or more: one of them is the sign")
+        count(self.bits, "bits", 2)  # one of them is the sign
 
     def __call__(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
         return quantization_error(vae, bits=self.bits)
@@ -184,7 +184,10 @@ class Distill:
     one.
 
     Args:
-        teacher: a fitted model of the same images and latent size; on the student's device.
+        teacher: a fitted model of the same images, latent size and kinds of distributions; on the student's device.
+
+    Raises:
+        ValueError: for another teacher than that, when it is made or called.
     """
 
     weight: float
@@ -192,13 +195,23 @@ class Distill:
     name: str = field(default="distill", repr=False)
 
     def __post_init__(self) -> None:
+        if not hasattr(self.teacher, "posterior") or not hasattr(self.teacher, "conditional"):
+            raise ValueError(f"the teacher is a {type(self.teacher).__name__}, expected a fitted model, such as a VAE")
         object.__setattr__(self, "teacher", copy.deepcopy(self.teacher).eval().requires_grad_(False))
 
     def __call__(self, vae: nn.Module, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
-        z = model_sites["z"]["value"].detach()
-        codes = divergence(self.teacher.posterior(x), guide_sites["z"]["fn"])
-        images = divergence(self.teacher.conditional(z), model_sites["x"]["fn"])
-        return (codes + images).mean()
+        z, mine = model_sites["z"]["value"].detach(), (guide_sites["z"]["fn"], model_sites["x"]["fn"])
+        if self.teacher.latent_dim != z.shape[-1]:
+            raise ValueError(
+                f"teacher and student have codes of the sizes {self.teacher.latent_dim} and {z.shape[-1]}: expected one"
+            )
+        theirs = self.teacher.posterior(x), self.teacher.conditional(z)
+        for of_teacher, of_student in zip(theirs, mine, strict=True):
+            families = [type(getattr(each, "base_dist", each)) for each in (of_teacher, of_student)]
+            if families[0] is not families[1]:
+                names = " and ".join(family.__name__ for family in families)
+                raise ValueError(f"teacher and student have distributions of two kinds, {names}: expected one, to have a KL")
+        return sum((divergence(p, q) for p, q in zip(theirs, mine, strict=True)), torch.zeros(())).mean()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loss that any of Pyro's bounds would step with, as a differentiable tensor."""
+"""The loss that a bound of Pyro's would step with, as a differentiable tensor."""
 
 from __future__ import annotations
 

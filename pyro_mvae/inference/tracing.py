@@ -71,8 +71,11 @@ def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
         with traceable(), last, own_noise():
             return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
+        place = line_of_user(error)
+        if place is None and isinstance(error, ValueError):  # it was meant to be read
+            raise Untraceable(str(error)) from error
         reached = f", after site {last.site!r}" if last.site else ""
-        raise Untraceable(f"{line_of_user(error) or 'in a library'}{reached}: {reason(error)}") from error
+        raise Untraceable(f"{place or 'in a library'}{reached}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -125,7 +128,11 @@ def stand_ins(state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[di
         free = StatelessSymbolicContext([DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (batch.ndim - 1))
         return mode.from_tensor(batch, symbolic_context=free)
 
-    fake: dict[str, Tensor] = {name: mode.from_tensor(value, static_shapes=True) for name, value in state.items()}
+    def without_grad(value: Tensor) -> Tensor:
+        """A parameter without the gradient that an earlier run left in it, which may be one that can't be copied."""
+        return value.detach().requires_grad_(value.requires_grad)
+
+    fake: dict[str, Tensor] = {name: mode.from_tensor(without_grad(value), static_shapes=True) for name, value in state.items()}
     return fake, [stand_in(value) for value in inputs]
 
 

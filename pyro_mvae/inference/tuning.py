@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from pyro_mvae.inference import penalties
+from pyro_mvae.inference.numbers import above, count, number
 
 MOMENTS = ("step", "window", "epoch")
 TEST_LOSS = "test_loss"
@@ -79,11 +80,14 @@ class OneCycle:
     knob: str = "lr"
     moment: str = "step"
 
-    def factor(self, share: float) -> float:
+    def __post_init__(self) -> None:
+        share(self.rise, "rise")
+
+    def factor(self, done: float) -> float:
         """The factor after a share of the run."""
-        if share < self.rise:
-            return max(share / self.rise, 0.01)
-        return 0.5 * (1 + math.cos(math.pi * min((share - self.rise) / (1 - self.rise), 1.0)))
+        if done < self.rise:
+            return max(done / self.rise, 0.01)
+        return 0.5 * (1 + math.cos(math.pi * min((done - self.rise) / (1 - self.rise), 1.0)))
 
     def __call__(self, now: Now, memory: dict[str, Any]) -> Change | None:
         return Change(self.factor(now.epoch / now.epochs))
@@ -108,8 +112,10 @@ class WarmUp:
     moment: str = "step"
 
     def __post_init__(self) -> None:
-        if not self.epochs > 0:
-            raise ValueError(f"epochs is {self.epochs}, expected more than 0")
+        above(self.epochs, "epochs")
+        for name in ("start", "end"):
+            if not 0 <= number(getattr(self, name), name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more")
 
     def __call__(self, now: Now, memory: dict[str, Any]) -> Change | None:
         value = self.start + (self.end - self.start) * min(now.epoch / self.epochs, 1.0)
@@ -130,6 +136,10 @@ class Plateau:
     least: float = 0.0
     knob: str = "lr"
     moment: str = "epoch"
+
+    def __post_init__(self) -> None:
+        share(self.factor, "factor")
+        count(self.patience, "patience")
 
     def __call__(self, now: Now, memory: dict[str, Any]) -> Change | None:
         if waited(now, memory, on=self.on, least=self.least) < self.patience:
@@ -153,6 +163,11 @@ class GrowBatch:
     knob: str = "batch_size"
     moment: str = "epoch"
 
+    def __post_init__(self) -> None:
+        count(self.largest, "largest")
+        above(self.factor, "factor", 1.0)
+        count(self.patience, "patience")
+
     def __call__(self, now: Now, memory: dict[str, Any]) -> Change | None:
         if now.value >= self.largest or waited(now, memory, on=self.on, least=self.least) < self.patience:
             return None
@@ -174,6 +189,9 @@ class EarlyStopping:
     knob: str = "epochs"
     moment: str = "epoch"
 
+    def __post_init__(self) -> None:
+        count(self.patience, "patience")
+
     def __call__(self, now: Now, memory: dict[str, Any]) -> Change | None:
         done = len(now.history)
         if done >= now.epochs or waited(now, memory, on=self.on, least=self.least) < self.patience:
@@ -181,8 +199,16 @@ class EarlyStopping:
         return Change(done, f"{self.on} was not bettered for {self.patience} epochs: {memory['best']:.4g} at best")
 
 
+def share(value: float, name: str) -> None:
+    """Raise a ValueError for what is not between 0 and 1."""
+    if not 0 < number(value, name) < 1:
+        raise ValueError(f"{name} is {value}, expected a share between 0 and 1")
+
+
 def waited(now: Now, memory: dict[str, Any], *, on: str, least: float) -> int:
     """For how many epochs a column of the history was not bettered; takes the last one into account."""
+    if on not in now.history[-1]:
+        raise ValueError(f"a controller waits for {on!r}, but the history has only: {', '.join(now.history[-1])}")
     latest = now.history[-1][on]
     if latest < memory.get("best", math.inf) - least:
         memory["best"], memory["waited"] = latest, 0
@@ -224,10 +250,18 @@ class Multiplier:
 
     def __post_init__(self) -> None:
         for name in ("target", "rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected more than 0")
+            above(getattr(self, name), name)
+        if self.sense not in (1, -1):
+            raise ValueError(f"sense is {self.sense}, expected 1, or -1 where a larger weight makes the measure larger")
+        if not 0 < self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"bounds are {self.bounds}, expected two numbers above 0, the lower first")
 
     def __call__(self, now: Now, memory: dict[str, Any]) -> Change | None:
+        if now.value == 0:
+            raise ValueError(f"the weight of {self.knob!r} is 0, and a multiplier of 0 stays so: begin with one above 0")
+        if self.measure not in MEASURES and self.measure not in now.terms:
+            known = ", ".join((*MEASURES, *now.terms))
+            raise ValueError(f"a multiplier is to hold {self.measure!r}, but there are only: {known}")
         latest = MEASURES[self.measure](now) if self.measure in MEASURES else now.terms[self.measure]
         smooth = memory["smooth"] = 0.5 * memory.get("smooth", latest) + 0.5 * latest
         error = min(max((smooth - self.target) / self.target, -1.0), 1.0)
@@ -259,8 +293,7 @@ def weight_sparsity(target: float, *, knob: str = "prune", **more: Any) -> Multi
     Raises:
         ValueError: for a target that is not between 0 and 1.
     """
-    if not 0 < target < 1:
-        raise ValueError(f"target is {target}, expected a share between 0 and 1")
+    share(target, "target")
     return Multiplier(knob, "weights left", 1 - target, **more)
 
 
@@ -271,7 +304,7 @@ def quantization_error(target: float, *, bits: int = 8, **more: Any) -> Multipli
         ValueError: for bits that no measure is made for.
     """
     if f"rounding to {bits} bits" not in MEASURES:
-        raise ValueError(f"bits is {bits}, expected 2 to 8")
+        raise ValueError(f"bits is {bits}, expected 2 to 16")
     return Multiplier("round", f"rounding to {bits} bits", target, **more)
 
 
@@ -305,7 +338,7 @@ def rounding(bits: int) -> Measure:
 
 MEASURES: dict[str, Measure] = {
     "weights left": weights_left,
-    **{f"rounding to {bits} bits": rounding(bits) for bits in range(2, 9)},
+    **{f"rounding to {bits} bits": rounding(bits) for bits in range(2, 17)},
 }
 """What is measured on the model itself, by name."""
 
@@ -314,6 +347,8 @@ def check(controllers: Iterable[Controller], *, weights: Iterable[str], has_test
     """Raise a ValueError for controllers that can't do their work in a run."""
     controllers, weights, taken = list(controllers), list(weights), set()
     for controller in controllers:
+        if isinstance(controller, type) or not isinstance(controller, Controller):
+            raise ValueError(f"{controller!r} is no controller: expected values with a knob and a moment, such as OneCycle()")
         known = ["lr", "batch_size", "epochs", *weights]
         if controller.knob not in known:
             raise ValueError(f"{controller} is for {controller.knob!r}, but this run has only: {', '.join(known)}")

@@ -72,6 +72,7 @@ class VAE(nn.Module):
         super().__init__()
         self.image_shape = shape = checked_shape(image_shape)
         self.latent_dim = positive(latent_dim, "latent_dim")
+        positive(theta_rank, "theta_rank")
         self.kl_weight = 1.0
         self.passes: tuple[str, ...] = ()
         usual = usual_sizes(net, shape)
@@ -171,6 +172,7 @@ class VAE(nn.Module):
         Over z ~ q(z|x), θ′ ~ q(θ′|x) and x ~ p(x|z, θ′), by the law of total variance.
         """
         self.check(x)
+        positive(num_samples, "num_samples")
         posterior, means, variances = self.posterior(x), [], []
         theta_posterior = None if self.theta is None else self.theta_posterior(x)
         for _ in range(num_samples):
@@ -211,6 +213,8 @@ class VAE(nn.Module):
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"expected images of shape (n, {shape}), got {tuple(x.shape)}: reshape or resize them")
+        if not x.is_floating_point():
+            raise ValueError(f"expected images in [0, 1], of floating point, got {x.dtype}: divide them by 255")
 
 
 @torch.no_grad()

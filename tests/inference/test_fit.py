@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyro_mvae import VAE, Interrupted, Objective, fit, load_model, penalties, save_model
+from pyro_mvae import VAE, Interrupted, Objective, fit, load_model, penalties, save_model, tuning
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.stage import fit_stage
-from tests.catalog import MODELS, SIZES
+from tests.catalog import MODELS, SIZES, unchecked
 from tests.inference.mishaps import interrupt_at, poisoned
 
 
@@ -105,8 +105,116 @@ def test_a_single_image_left_over_does_no_harm(images):
 
 
 def test_batches_of_one_are_an_error_where_there_is_batch_normalisation(images):
-    with pytest.raises(FloatingPointError, match="running statistics became infinite or no numbers at step 8"):
+    with pytest.raises(ValueError, match="batch_size is 1, and the model normalises by its batches"):
         fit(small(), images[:8], epochs=1, batch_size=1)
+    with pytest.raises(ValueError, match="there is one image"):
+        fit(small(), images[:1], epochs=1)
+
+
+class Mine:
+    """A penalty of one's own."""
+
+    weight = 0.5
+
+    def __init__(self, name, value):
+        self.name, self.value = name, value
+
+    def __call__(self, vae, x, model_sites, guide_sites):
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 2.5}, "epochs is 2.5, expected a whole number"),
+        ({"batch_size": 2.5}, "batch_size is 2.5, expected a whole number"),
+        ({"lr": "fast"}, "lr is 'fast', expected a number"),
+        ({"seed": -1}, "seed is -1, expected a whole number, 0 or more"),
+        ({"kl_weight": float("inf")}, "the weight of kl is inf"),
+        ({"controllers": tuning.OneCycle()}, "controllers is OneCycle.*expected a list"),
+        ({"controllers": [tuning.OneCycle]}, "is no controller: expected values"),
+        ({"penalties": None}, "penalties is None, expected a list"),
+        ({"penalties": [Mine("likelihood", torch.ones(()))]}, "a penalty's name is 'likelihood'"),
+        ({"penalties": [Mine("epoch", torch.ones(()))]}, "a penalty's name is 'epoch'"),
+        ({"penalties": [Mine("a.b", torch.ones(()))]}, "a penalty's name is 'a.b'"),
+        ({"penalties": [Mine("mine", 1.0)]}, "the penalty 'mine' returned 1.0, expected a tensor"),
+        ({"penalties": [Mine("mine", torch.ones(2))]}, "the penalty 'mine' returned tensor"),
+        ({"penalties": [penalties.Prune(1.0), penalties.Prune(2.0)]}, "names are prune, prune: expected names that differ"),
+        ({"controllers": [tuning.Plateau(on="nope")]}, "waits for 'nope', but the history has only: epoch, loss"),
+        ({"controllers": [tuning.Multiplier("kl", "foo", 1.0)]}, "to hold 'foo', but there are only"),
+        ({"controllers": [tuning.rate(1.0)], "kl_weight": 0.0}, "the weight of 'kl' is 0, and a multiplier of 0 stays so"),
+        ({"test": torch.zeros(0, 1, 16, 16).byte()}, "there are no test images"),
+        ({"resume": True}, "give checkpoint="),
+        ({"optimizer": torch.optim.SparseAdam}, "SparseAdam is for sparse gradients"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1)], lr=1.0)}, "the optimiser is a SGD: give its class"),
+    ],
+)
+def test_settings_that_make_no_sense_are_explained(settings, message, images):
+    with pytest.raises(ValueError, match=message):
+        unchecked(fit)(small(), images[:64], **{"epochs": 1, **settings})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda images: (small(), "digits"), "data is a str, expected a Data, see load_data"),
+        (lambda images: (small(), images.numpy()), "data is a ndarray"),
+        (lambda images: (small(), images[:0]), "there are no images"),
+        (lambda images: (torch.nn.Linear(2, 2), images), "the model is a Linear, expected a module with a method `model`"),
+    ],
+)
+def test_what_cannot_be_fitted_is_explained(make, message, images):
+    with pytest.raises(ValueError, match=message):
+        unchecked(fit)(*make(images), epochs=1)
+
+
+def test_gradients_that_an_earlier_run_left_do_no_harm(images):
+    vae = VAE((1, 16, 16), 4, net="mlp", widths=(8,), hidden=8)
+    twin = copy.deepcopy(vae)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.grad = torch.ones(*reversed(parameter.shape)).permute(*reversed(range(parameter.ndim)))
+    fit(vae, images[:64], epochs=1)
+    fit(twin, images[:64], epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), twin.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+def test_what_stands_where_a_state_is_to_be_kept_is_left_alone(images, tmp_path):
+    folder, notes = tmp_path / "folder", tmp_path / "notes.txt"
+    folder.mkdir()
+    notes.write_text("These are my notes.")
+    with pytest.raises(ValueError, match="is a folder"):
+        fit(small(), images[:64], epochs=1, checkpoint=folder)
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        fit(small(), images[:64], epochs=1, checkpoint=notes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "notes.txt"]
+    assert notes.read_text() == "These are my notes."
+
+
+def test_a_run_that_is_killed_at_its_first_step_is_resumed_as_it_began(images, tmp_path):
+    """How its steps are run is chosen by time: it is kept before the first."""
+    state = tmp_path / "state.safetensors"
+
+    def look(steps, description, total):
+        assert read(state)[1]["position"]["how"] == {"backend": "eager", "layout": "contiguous"}
+        return steps
+
+    fit(small(), images[:64], epochs=1, checkpoint=state, compile="eager", layout="contiguous", progress=look)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (lambda: VAE((1, 16, 16), 4, likelihood="gaussian"), "distributions of two kinds, Normal and Bernoulli"),
+        (lambda: VAE((1, 16, 16), 5), "codes of the sizes 5 and 4"),
+    ],
+)
+def test_a_teacher_that_has_no_divergence_from_the_student_is_refused(teacher, message, images):
+    with pytest.raises(ValueError, match=message):
+        fit(small(), images[:64], epochs=1, penalties=[penalties.Distill(1.0, teacher())])
+    with pytest.raises(ValueError, match="the teacher is a NoneType"):
+        penalties.Distill(1.0, None)
 
 
 def test_images_of_another_shape_are_refused(images):

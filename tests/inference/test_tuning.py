@@ -200,3 +200,23 @@ def test_mistakes_are_explained(images):
     for wrong in (lambda: tuning.rate(0.0), lambda: tuning.WarmUp("lr", epochs=0), lambda: tuning.weight_sparsity(1.0)):
         with pytest.raises(ValueError, match="expected"):
             wrong()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tuning.OneCycle(rise=2.0), "rise is 2.0, expected a share"),
+        (lambda: tuning.WarmUp("kl", epochs=0), "epochs is 0, expected more than 0"),
+        (lambda: tuning.WarmUp("kl", epochs=2, end=-1.0), "end is -1.0, expected 0 or more"),
+        (lambda: tuning.Plateau(factor=-1.0), "factor is -1.0, expected a share"),
+        (lambda: tuning.Plateau(patience=0), "patience is 0, expected a whole number"),
+        (lambda: tuning.GrowBatch(64, factor=0.001), "factor is 0.001, expected more than 1"),
+        (lambda: tuning.EarlyStopping(patience=0), "patience is 0"),
+        (lambda: tuning.Multiplier("kl", "kl", 1.0, bounds=(2.0, 1.0)), "bounds are"),
+        (lambda: tuning.Multiplier("kl", "kl", 1.0, sense=0), "sense is 0"),
+        (lambda: tuning.quantization_error(0.1, bits=17), "expected 2 to 16"),
+    ],
+)
+def test_controllers_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -96,15 +96,15 @@ def test_when_both_checkpoints_are_damaged_the_run_does_not_start(tmp_path):
         fit(workers.make(), workers.pictures(), **how, resume=True)
 
 
-def test_the_state_is_written_every_so_many_seconds_and_at_the_end(tmp_path):
+def test_the_state_is_written_at_the_beginning_every_so_many_seconds_and_at_the_end(tmp_path):
     state = tmp_path / "state.safetensors"
     written = []
 
     def watch(model, row):
-        written.append(state.exists())
+        written.append(read(state)[1]["position"]["epoch"])
 
     fit(workers.make(), workers.pictures(), epochs=3, checkpoint=state, checkpoint_seconds=3600.0, callbacks=[watch])
-    assert written == [False] * 3
+    assert written == [0] * 3
     assert read(state)[1]["position"]["epoch"] == 3
 
 
@@ -112,7 +112,7 @@ def test_two_processes_stay_one_model_and_the_first_one_writes(processes, tmp_pa
     first, second = run_two(processes, tmp_path, "fifty_steps")
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not torch.equal(first[0], workers.make().state_dict()["encoder.loc.weight"])
-    assert sorted(path.name for path in tmp_path.glob("state*")) == ["state-0.safetensors"]
+    assert sorted(path.name for path in tmp_path.glob("state*")) == ["state-0.previous.safetensors", "state-0.safetensors"]
 
 
 def test_two_processes_do_what_one_does_on_the_joined_batch(processes, tmp_path):

@@ -114,6 +114,10 @@ def test_a_batch_of_one_and_a_wrong_shape(name):
     for call in (vae.model, vae.guide, vae.encode):
         with pytest.raises(ValueError, match=r"\(n, 1, 16, 16\), got \(2, 1, 16, 17\)"):
             call(torch.zeros(2, 1, 16, 17))
+        with pytest.raises(ValueError, match=r"got torch.uint8: divide them by 255"):
+            call(torch.zeros(2, 1, 16, 16).byte())
+    with pytest.raises(ValueError, match="num_samples is 0"):
+        vae.predictive(x_for((1, 16, 16), 2), num_samples=0)
 
 
 @given(st.sampled_from(sorted(MODELS)), st.sampled_from([1, 3]), st.integers(8, 40), st.integers(8, 40), st.integers(2, 6))
@@ -138,6 +142,7 @@ def test_the_default_mobile_nets_fit_any_size():
         ({"image_shape": (1, 7, 28)}, "8 or more"),
         ({"image_shape": (1, 28, 28), "latent_dim": 0}, "latent_dim is 0"),
         ({"image_shape": (1, 28, 28), "likelihood": "poisson"}, "poisson"),
+        ({"image_shape": (1, 28, 28), "likelihood": "gaussian", "theta": "gamma", "theta_rank": 0}, "theta_rank is 0"),
     ],
 )
 @pytest.mark.parametrize("kind", [VAE, MVAE])
