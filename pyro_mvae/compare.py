@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate import Measurement
 from pyro_mvae.evaluate.cost import latency, num_params
 from pyro_mvae.evaluate.judge import Classifier
+from pyro_mvae.evaluate.kid import NAME as KID
 from pyro_mvae.evaluate.latents import most_labels
 from pyro_mvae.export import export_executorch
 from pyro_mvae.export.capture import PARTS
@@ -60,7 +62,7 @@ ACCURACIES = {
     "k-NN accuracy, 100 labels": "k-NN 100 %",
     "generation accuracy": "generation %",
 }
-FIGURES = {**ACCURACIES, "CAS": "CAS %", "NLL": "NLL, nats"}
+FIGURES = {**ACCURACIES, "CAS": "CAS %", "NLL": "NLL, nats", KID: "KID"}
 TIMED_IMAGES, ROUNDS = 1280, 3
 
 
@@ -253,6 +255,8 @@ def measure(
     found = [Measurement("NLL", nll.nats, "nats", protocol, nll.num_images, num_samples=nll.num_samples)]
     found += evaluate.rate_distortion(model, data.test.images, binarization=data.binarization)
     found += [evaluate.active_units(model, data.test.images), *evaluate.reconstruction(model, data.test.images)]
+    if data.shape[0] == 3 and find_spec("efficientnet_lite_pytorch"):
+        found.append(evaluate.kid(model, data.test.images, seed=seed))
     if data.train.labels is not None and data.test.labels is not None:
         if not judges:
             judges.append(evaluate.train_classifier(data.train.images, data.train.labels, progress=progress))
@@ -350,10 +354,11 @@ def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
 
 
 def shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, as text."""
+    """Header and rows, as text; without the figures that no model has."""
+    figures = {name: label for name, label in FIGURES.items() if table[name].notna().any()}
     header = [
         "model",
-        *FIGURES.values(),
+        *figures.values(),
         "s/epoch",
         "parameters",
         "int8 KB",
@@ -363,7 +368,7 @@ def shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     ]
     rows = []
     for row in table.to_dict("records"):
-        cells = [row["model"], *(with_spread(row[name], row[f"{name}, sd"]) for name in FIGURES), number(row["s/epoch"], 2)]
+        cells = [row["model"], *(with_spread(row[name], row[f"{name}, sd"]) for name in figures), number(row["s/epoch"], 2)]
         cells += [f"{row['parameters']:,}", number(row["int8 KB"], 1), number(row["p50 µs"], 0)]
         rows.append([*cells, f"{row['paper: accuracy %']:.1f}", f"{row['paper: s/epoch']:g}"])
     return header, rows
@@ -414,6 +419,7 @@ def report(settings: Settings, comparison: Comparison, trained: Mapping[str, VAE
         "clusters": "VaDE and GMVAE start from an autoencoder and a mixture of its codes, mVAE from kinds of pictures that stay "
         "what they are when moved, for as many epochs again",
         "mVAE": f"θ′ are weights of its last layer; its objective has the penalty Invariant({INVARIANCE:g})",
+        "KID": "of colour images, where pip install 'pyro-mvae[kid]' has brought its net",
         "spread": "mean ± standard deviation over seeds; s/epoch is the median of rounds in which models took turns",
         "the paper's columns": "as its Table 9 has them, on its own data and machine; it does not define its accuracy",
         "failed": "; ".join(failures) or "nothing",
