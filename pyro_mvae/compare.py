@@ -256,7 +256,7 @@ def measure(
     found += evaluate.rate_distortion(model, data.test.images, binarization=data.binarization)
     found += [evaluate.active_units(model, data.test.images), *evaluate.reconstruction(model, data.test.images)]
     if data.shape[0] == 3 and find_spec("efficientnet_lite_pytorch"):
-        found.append(evaluate.kid(model, data.test.images, seed=seed))
+        found.append(evaluate.kid(model, data.test.images, num_images=min(settings.num_generated, 1000), seed=seed))
     if data.train.labels is not None and data.test.labels is not None:
         if not judges:
             judges.append(evaluate.train_classifier(data.train.images, data.train.labels, progress=progress))
