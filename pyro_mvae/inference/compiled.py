@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -18,9 +17,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.elbo import ELBO
 from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_mvae.inference.surrogate import differentiable_loss
 from pyro_mvae.inference.tracing import (
@@ -34,6 +31,7 @@ from pyro_mvae.inference.tracing import (
     stand_ins,
     trace,
 )
+from pyro_mvae.inference.undone import Undone, restored
 
 Terms = dict[str, Tensor]
 Graph = Callable[[Tensor], tuple[Terms, list[Tensor]]]
@@ -377,44 +375,3 @@ def first_beyond(holds: Callable[[int], bool], *, limit: int = 1024) -> int | No
 def kind(value: Any) -> str:
     """What a value is, in a few words."""
     return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-class Undone(TorchDispatchMode):
-    """Puts back, on leaving, what was written into tensors: running statistics, counters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before = WeakIdKeyDictionary()  # what dies during the step needs no putting back
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            # the schema of batch normalisation does not say what it writes
-            written = argument.is_write or argument.name in ("running_mean", "running_var")
-            if written and isinstance(value, Tensor):
-                self.before.setdefault(value, value.clone())
-        return func(*args, **(kwargs or {}))
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        put_back(self.before.items())
-
-    @property
-    def written(self) -> list[Tensor]:
-        """The tensors that were written into."""
-        return list(self.before)
-
-
-@contextmanager
-def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Give tensors back the values that they have on entering."""
-    before = [(value, value.clone()) for value in tensors]
-    try:
-        yield
-    finally:
-        put_back(before)
-
-
-@torch.no_grad()
-def put_back(values: Iterable[tuple[Tensor, Tensor]]) -> None:
-    for value, before in values:
-        value.copy_(before)

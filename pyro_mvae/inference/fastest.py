@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_mvae.inference.compiled import Graph, compile_gradients, restored
+from pyro_mvae.inference.compiled import Graph, compile_gradients
 from pyro_mvae.inference.objective import Objective
+from pyro_mvae.inference.undone import restored
 from pyro_mvae.nets.conv import channels_last
 
 WORTH_COMPILING = 300.0
