@@ -399,12 +399,14 @@ def placed(parameter: Tensor, value: Any) -> Any:
 
 @torch.no_grad()
 def blend(average: nn.Module, model: nn.Module, *, decay: float) -> None:
-    """average ← decay · average + (1 − decay) · model, in parameters and buffers; what is not a float is copied."""
-    for mine, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - decay)
-        else:
-            mine.copy_(theirs)
+    """average ← decay · average + (1 − decay) · model, in parameters and buffers.
+
+    What is not a float is copied, and so is what was infinite: the range of an activation that was not seen yet.
+    """
+    for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - decay)
+    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+        mine.copy_(torch.where(mine.isfinite(), mine.lerp(theirs, 1 - decay), theirs) if mine.is_floating_point() else theirs)
 
 
 def warmed(decay: float, step: int) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyro_mvae import VAE, Interrupted, Objective, fit, load_model, penalties, save_model, tuning
+from pyro_mvae import VAE, Interrupted, Objective, Quantize, fit, load_model, penalties, save_model, tuning
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.stage import fit_stage
 from tests.catalog import MODELS, SIZES, unchecked
@@ -166,6 +166,14 @@ def test_settings_that_make_no_sense_are_explained(settings, message, images):
 def test_what_cannot_be_fitted_is_explained(make, message, images):
     with pytest.raises(ValueError, match=message):
         unchecked(fit)(*make(images), epochs=1)
+
+
+def test_a_quantised_model_can_be_averaged(images):
+    """Its ranges are infinite until the first batch has been seen."""
+    vae = Quantize()(small())
+    history = fit(vae, images[:128], epochs=2, batch_size=32, ema=0.9, test=images[:32])
+    assert history["test_loss"].notna().all()
+    assert all(value.isfinite().all() for value in vae.state_dict().values())
 
 
 def test_gradients_that_an_earlier_run_left_do_no_harm(images):
