@@ -105,8 +105,8 @@ def test_mvae_nll(seed, mnist, record, tmp_path):
     """Mobile nets, rounded to int8 as they are trained on, with the VAE's data and estimator: KB of both files, and NLL."""
     data, held = held_out(fixed(mnist))
     how: dict[str, Any] = {"batch_size": 100, "ema": 0.999, "seed": seed, "keep": "best", "test": held, "resume": True}
-    first, second = {"epochs": 60, "lr": 4e-3}, {"epochs": 8, "lr": 1e-3}
-    nets: dict[str, Any] = {"widths": (24, 48, 80), "hidden": 160}
+    first, second = {"epochs": 60, "lr": 4e-3}, {"epochs": 3, "lr": 1e-3}
+    nets: dict[str, Any] = {"widths": (24, 44, 76), "hidden": 160}
     model, _ = fit_stage(made(MVAE, seed, 20, **nets), data, RUNS / f"mvae-float-{seed}.safetensors", **first, **how)
     small, _ = fit_stage(Quantize()(model), data, RUNS / f"mvae-int8-{seed}.safetensors", **second, **how)
     sizes = [export_executorch(small, tmp_path / f"{part}.pte", part=part, images=data.test.images).bytes for part in PARTS]
