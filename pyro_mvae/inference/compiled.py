@@ -325,10 +325,15 @@ class CompiledElbo:
     def try_other_sizes(self, pair: EagerElbo, example: tuple[Any, ...], assumed: Sequence[Callable[[int], bool]]) -> None:
         """Find the sizes of batches for which the pair does another thing than the graph, and refuse them from now on.
 
-        One is tried, and a size beyond each thing that was taken for granted of the batch while tracing.
+        One is tried, and a size beyond each thing that was taken for granted of the batch while tracing; what holds up to sizes
+        too large to try is refused beyond them.
         """
         for refuses, size in [(one, 1), *((negated(holds), first_beyond(holds)) for holds in assumed)]:
-            if size is None or size == self.length:
+            if size is None:
+                untried = "it is far from the example's, and what was taken for granted of that does not hold: give one like it"
+                self.refused.append((refuses, untried))
+                continue
+            if size == self.length:
                 continue
             batch = self.resized(example, size)
             try:

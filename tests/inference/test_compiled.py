@@ -270,6 +270,21 @@ def test_a_size_of_batch_that_takes_another_way_is_refused(model, other):
         loss(torch.randn(other))
 
 
+def test_a_size_too_large_to_be_tried_is_refused():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        observed(x, 2 * z if x.shape[0] > 3000 else z)
+
+    loss = compile_elbo(model, global_normal, example=(torch.randn(7),), backend="eager")
+    assert_equals_pyro(loss, Trace_ELBO(), model, global_normal, torch.randn(3000))
+    with pytest.raises(ValueError, match="a batch of 3001 can't be computed by this graph: it is far from the example's"):
+        loss(torch.randn(3001))
+    larger = compile_elbo(model, global_normal, example=(torch.randn(4000),), backend="eager")
+    assert_equals_pyro(larger, Trace_ELBO(), model, global_normal, torch.randn(3001))
+    with pytest.raises(ValueError, match="a batch of 9 can't be computed"):
+        larger(torch.randn(9))
+
+
 def test_a_batch_of_one_is_refused_where_pyro_refuses_it():
     model, guide, (x,) = convolutional()
     loss = compile_elbo(model, guide, example=(x,), backend="eager")
