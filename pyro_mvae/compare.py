@@ -416,8 +416,8 @@ def report(settings: Settings, comparison: Comparison, trained: Mapping[str, VAE
         "protocol": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {settings.epochs} epochs, "
         f"{settings.seeds} seeds, batches of {settings.batch_size}, Adam with one cycle to {settings.lr:g}, z of "
         f"{settings.latent_dim}, {settings.nll_samples} importance samples; each figure with its own protocol is in results/",
-        "clusters": "VaDE and GMVAE start from an autoencoder and a mixture of its codes, mVAE from kinds of pictures that stay "
-        "what they are when moved, for as many epochs again",
+        "clusters": "VaDE and GMVAE start from an autoencoder and a mixture of its codes, mVAE from pictures joined through "
+        "their nearest neighbours, for as many epochs again",
         "mVAE": f"θ′ are weights of its last layer; its objective has the penalty Invariant({INVARIANCE:g})",
         "KID": "of colour images, where pip install 'pyro-mvae[kid]' has brought its net",
         "spread": "mean ± standard deviation over seeds; s/epoch is the median of rounds in which models took turns",

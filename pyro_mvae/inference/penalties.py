@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_mvae.inference.numbers import count
-from pyro_mvae.models.kinds import moved, mutual_information
+from pyro_mvae.models.moved import moved
 
 Sites = Mapping[str, Any]
 """Pyro's messages by the names of their sites: what a trace holds."""
@@ -246,6 +246,23 @@ class Invariant:
         with statistics_kept(vae):
             moved_clusters = vae.clusters(moved(x))
         return math.log(vae.num_clusters) - mutual_information(vae.clusters_at(*means), moved_clusters)
+
+
+def mutual_information(p: Tensor, q: Tensor) -> Tensor:
+    """I(y; y′) in nats of two readings of the same images, their joint distribution made symmetric; log K at most.
+
+    Shapes: probabilities (n, …, K), (n, …, K) → (…).
+
+    Source: Ji, Henriques and Vedaldi, Invariant Information Clustering, 2019.
+
+    Example:
+        >>> sure = torch.eye(2)
+        >>> round(mutual_information(sure, sure).item(), 4), round(mutual_information(sure, torch.full((2, 2), 0.5)).item(), 4)
+        (0.6931, 0.0)
+    """
+    joint = torch.einsum("n...k,n...l->...kl", p, q) / p.shape[0]
+    joint = ((joint + joint.mT) / 2).clamp(min=1e-8)
+    return (joint * (joint.log() - joint.sum(-2, keepdim=True).log() - joint.sum(-1, keepdim=True).log())).sum((-2, -1))
 
 
 @contextmanager

@@ -112,11 +112,12 @@ class GMVAE(VAE):
     def initialize(
         self, data: Data | Tensor, *, fit: Callable[..., Any], start: str = "autoencoder", seed: int = 0, **how: Any
     ) -> None:
-        """Find clusters, and let p(z|w, y) begin with them; arguments as `VaDE.initialize`."""
+        """Find clusters, and let p(z|w, y) begin with them, varied little by w; arguments as `VaDE.initialize`."""
         gaussians = found_clusters(self, data, start, fit=fit, seed=seed, **how)
         with torch.no_grad():
-            self.components.loc.bias.copy_(gaussians.loc.flatten())
-            self.components.log_scale.bias.copy_(gaussians.scale.log().flatten())
+            for layer, values in ((self.components.loc, gaussians.loc), (self.components.log_scale, gaussians.scale.log())):
+                layer.bias.copy_(values.flatten())
+                layer.weight *= 0.1
 
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""

@@ -36,6 +36,6 @@ class MVAE(VaDE):
     ):
         super().__init__(image_shape, latent_dim, net=net, num_clusters=num_clusters, **more)
 
-    def initialize(self, data: Any, *, start: str = "kinds", **more: Any) -> None:
-        """As `VaDE.initialize`, from kinds of pictures unless told."""
+    def initialize(self, data: Any, *, start: str = "neighbours", **more: Any) -> None:
+        """As `VaDE.initialize`, from nearest neighbours unless told."""
         super().initialize(data, start=start, **more)

@@ -11,8 +11,8 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mvae.data import Data
-from pyro_mvae.models.kinds import Kinds
 from pyro_mvae.models.mixture import Gaussians, Mixture, likeliest, of_clusters
+from pyro_mvae.models.neighbours import Reader, labelled, neighbourhoods
 from pyro_mvae.models.vae import VAE, codes, positive, register_children
 
 
@@ -74,8 +74,9 @@ class VaDE(VAE):
         Args:
             data: what `fit` is given; training images of a `Data`, or uint8, (n, C, H, W).
             fit: `pyro_mvae.fit`, or what trains a pair as it does.
-            start: "autoencoder" for the likeliest Gaussian mixture of an autoencoder's codes, as the authors begin; "kinds" for
-                clusters that pictures stay in when they are moved, see `Kinds`.
+            start: "autoencoder" for the likeliest Gaussian mixture of an autoencoder's codes, as the authors begin; "neighbours"
+                for clusters of pictures joined through their nearest neighbours, as an encoder learns to read them off moved
+                pictures, see `neighbourhoods` and `Reader`.
             how: more settings of `fit`.
 
         Raises:
@@ -84,7 +85,7 @@ class VaDE(VAE):
         self.clustered.start(found_clusters(self, data, start, fit=fit, seed=seed, **how))
 
 
-STARTS = ("autoencoder", "kinds")
+STARTS = ("autoencoder", "neighbours")
 
 
 def found_clusters(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[..., Any], seed: int, **how: Any) -> Gaussians:
@@ -98,9 +99,10 @@ def found_clusters(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[.
         return likeliest(codes(vae, images), vae.num_clusters, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        kinds = Kinds(vae, vae.num_clusters).to(next(vae.parameters()).device)
-    fit(kinds, data, seed=seed, **how)
-    return of_clusters(codes(vae, images), kinds.assigned(images, seed=seed), vae.num_clusters)
+        reader = Reader(vae, vae.num_clusters).to(next(vae.parameters()).device)
+    found = neighbourhoods(images, vae.num_clusters, seed=seed)
+    fit(reader, labelled(images, found, vae.num_clusters), seed=seed, **how)
+    return of_clusters(codes(vae, images), reader.read(images), vae.num_clusters)
 
 
 class Autoencoder(nn.Module):

@@ -11,12 +11,14 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 
 from pyro_mvae import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, Objective, VaDE, fit
+from pyro_mvae.evaluate.latents import agreement, assigned
 from pyro_mvae.evaluate.likelihood import log_evidence
 from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.inference.objective import importance_traces
 from pyro_mvae.models.info_vae import KERNELS, mmd
-from pyro_mvae.models.kinds import Kinds
 from pyro_mvae.models.mixture import Mixture, likeliest, of_clusters
+from pyro_mvae.models.moved import moved
+from pyro_mvae.models.neighbours import Reader, labelled, neighbourhoods
 from pyro_mvae.models.vae import codes
 from pyro_mvae.models.vq_vae import Codebook
 from pyro_mvae.nets.causal import Causal
@@ -142,7 +144,7 @@ def test_an_mvae_has_clusters_and_a_bayesian_likelihood_where_it_is_told_to(imag
         with pytest.raises(ValueError, match="this MVAE has no clusters"):
             use(x)
     whole = MVAE((1, 16, 16), 4, num_clusters=3, theta="weights", **SMALL)
-    whole.initialize(images, fit=fit, epochs=2)
+    whole.initialize(images, fit=fit, start="autoencoder", epochs=2)
     found = terms(whole.eval(), x)
     torch.manual_seed(0)
     q, theta_q = whole.posterior(x), whole.theta_posterior(x)
@@ -225,28 +227,53 @@ def test_vade_starts_from_an_autoencoder_and_its_codes(images):
     assert len(fit(vae, images, epochs=1)) == 1
 
 
+def stripes(n):
+    """Pictures of three kinds: a bright stripe in one of three places, with noise; and their kinds."""
+    torch.manual_seed(0)
+    images, kinds = torch.randint(0, 60, (n, 1, 16, 16), dtype=torch.uint8), torch.arange(n) % 3
+    for image, kind in zip(images, kinds, strict=True):
+        image[0, 5 * kind : 5 * kind + 5] = 255
+    return images, kinds
+
+
+def test_neighbourhoods_are_kinds_of_pictures_and_the_same_for_a_seed():
+    images, kinds = stripes(90)
+    found = neighbourhoods(images, 3)
+    assert agreement(found.numpy(), kinds.numpy()) == 1.0
+    assert torch.equal(found, neighbourhoods(images, 3))
+    with pytest.raises(ValueError, match="there are 4 images, expected 5 or more for 5 clusters"):
+        neighbourhoods(images[:4], 5)
+
+
 @pytest.mark.parametrize("kind", [VaDE, GMVAE])
-def test_a_start_from_kinds_gives_each_cluster_codes_of_its_own(kind, images):
+def test_a_start_from_neighbours_gives_each_cluster_codes_of_its_own(kind):
+    images, kinds = stripes(90)
     vae = kind((1, 16, 16), 4, num_clusters=3, **SMALL)
-    vae.initialize(images, fit=fit, start="kinds", epochs=3, batch_size=50)
+    vae.initialize(images, fit=fit, start="neighbours", epochs=30, batch_size=30, lr=1e-2)
+    assert agreement(assigned(vae, images), kinds.numpy()) > 0.9
     z = codes(vae, images)
     loc = vae.mixture.loc if kind is VaDE else vae.components.loc.bias.unflatten(0, (3, 4))
     assert ((loc > z.min(0).values - 1e-4) & (loc < z.max(0).values + 1e-4)).all()
-    with pytest.raises(ValueError, match="expected one of: autoencoder, kinds"):
+    with pytest.raises(ValueError, match="expected one of: autoencoder, neighbours"):
         vae.initialize(images, fit=fit, start="labels")
 
 
-def test_kinds_are_those_of_the_head_with_the_most_information(images):
+def test_a_reader_is_trained_on_the_clusters_written_beside_pictures():
+    """−log p(y|x) of the logits of the moved picture, and it learns to read what is written, right or wrong."""
+    images, kinds = stripes(60)
+    wrong = (kinds + 1) % 3
+    reader = Reader(VaDE((1, 16, 16), 4, **SMALL), 3)
+    x = labelled(images, wrong, 3)
+    found = Objective(reader)
     torch.manual_seed(0)
-    kinds, x = Kinds(VaDE((1, 16, 16), 4, **SMALL), 3).eval(), images.float() / 255
-    with torch.no_grad():
-        z = kinds.encoder(x)[0]
-        telling = (z - z.mean(0)) / z.std(0) @ (directions := 9 * torch.randn(3, 4)).T
-        kinds.heads.weight.zero_()
-        kinds.heads.bias.zero_()
-        kinds.heads.weight[6:9] = directions / z.std(0)  # of the third of five heads
-        kinds.heads.bias[6:9] = -(kinds.heads.weight[6:9] @ z.mean(0))
-    assert torch.equal(kinds.assigned(images), telling.argmax(-1))
+    loss = found(x.float() / 255)["loss"]
+    torch.manual_seed(0)
+    by_hand = torch.nn.functional.cross_entropy(reader.logits(moved(images.float() / 255)), wrong)
+    torch.testing.assert_close(loss, by_hand)
+    fit(reader, x, epochs=30, batch_size=20, lr=1e-2)
+    assert float((reader.read(images) == wrong).float().mean()) > 0.8
+    with pytest.raises(ValueError, match="num_clusters is 300, expected 256 at most"):
+        labelled(images, wrong, 300)
 
 
 def test_components_of_known_clusters_are_their_means_and_deviations():
