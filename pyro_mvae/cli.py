@@ -228,8 +228,8 @@ def compare(*, out: str, **settings: Any) -> None:
       pyro-mvae compare --data digits --models vae,mvae --out compare
     """
     from pyro_mvae.compare import compare as run
-    from pyro_mvae.compare import shown
     from pyro_mvae.report import filled
+    from pyro_mvae.table9 import shown
 
     with progress_bars() as progress:
         comparison = run(out=out, progress=progress, **settings)

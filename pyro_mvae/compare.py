@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import html
 import json
 import os
 import statistics
 import tempfile
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -20,16 +19,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pyro_mvae import evaluate, plots
+from pyro_mvae import evaluate
 from pyro_mvae._version import __version__
 from pyro_mvae.atomic import write_text
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate import Measurement
-from pyro_mvae.evaluate.cost import latency, num_params
+from pyro_mvae.evaluate.cost import latency
 from pyro_mvae.evaluate.judge import Classifier
-from pyro_mvae.evaluate.kid import NAME as KID
 from pyro_mvae.evaluate.latents import most_labels
 from pyro_mvae.export import export_executorch
 from pyro_mvae.export.capture import PARTS
@@ -38,31 +36,14 @@ from pyro_mvae.inference import fit
 from pyro_mvae.inference.penalties import Invariant, Penalty
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
-from pyro_mvae.report import PAGE, environment, html_picture, html_table
+from pyro_mvae.report import environment
+from pyro_mvae.table9 import PAPER, Cost, table9, write_table9
 from pyro_mvae.train import initialized, usual_epochs
 
-# Accuracy of generated image in %, and seconds an epoch, as the paper's Table 9 has them; it does not define the accuracy.
-PAPER: dict[str, tuple[float, float]] = {
-    "vae": (75.3, 2),
-    "vade": (92.5, 58),
-    "gmvae": (94.7, 43),
-    "infovae": (65.9, 39),
-    "betavae": (86.1, 17),
-    "vqvae": (85.6, 5),
-    "svae": (78.3, 58),
-    "vaegan": (61.7, 43),
-    "mvae": (97.2, 2),
-}
 CLUSTERED = ("vade", "gmvae", "mvae")
 INVARIANCE = 50.0
 """λ of the mVAE's penalty that keeps its clusters what they are when pictures are moved, in its objective (14)."""
 SETTINGS = "compare.json"
-ACCURACIES = {
-    "clustering accuracy": "clustering %",
-    "k-NN accuracy, 100 labels": "k-NN 100 %",
-    "generation accuracy": "generation %",
-}
-FIGURES = {**ACCURACIES, "CAS": "CAS %", "NLL": "NLL, nats", KID: "KID"}
 TIMED_IMAGES, ROUNDS = 1280, 3
 
 
@@ -168,9 +149,10 @@ def compare(
     if not trained:
         raise ValueError(f"no model could be trained: {'; '.join(failures.values())}")
     costs = costs_of(trained, images, settings=settings, failures=failures, out=out)
-    comparison = Comparison(table_of(settings, trained, costs, out), failures)
-    report(settings, comparison, trained, images, out)
-    return comparison
+    figures = {name: gathered(out, name, settings.seeds) for name in trained}
+    table = table9(trained, figures, costs)
+    write_table9(table, trained, images, out, facts=facts_of(settings, images, failures))
+    return Comparison(table, failures)
 
 
 @contextmanager
@@ -280,15 +262,6 @@ def first_model(settings: Settings, name: str, data: Data, out: Path) -> VAE | N
     return None
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a model costs: seconds an epoch; quantised for a phone, KB of both files, and µs to encode and decode, p50."""
-
-    epoch_seconds: float
-    int8_kb: float
-    p50_us: float
-
-
 def costs_of(
     models: Mapping[str, VAE], data: Data, *, settings: Settings, failures: dict[str, str], out: Path
 ) -> dict[str, Cost]:
@@ -324,24 +297,6 @@ def deployed_cost(model: VAE, data: Data) -> tuple[float, float]:
     return size / 1000, time_us
 
 
-def table_of(settings: Settings, trained: Mapping[str, VAE], costs: Mapping[str, Cost], out: Path) -> pd.DataFrame:
-    """A row a model: means and standard deviations over seeds, and the paper's figures."""
-    rows = []
-    for name, model in trained.items():
-        figures = gathered(out, name, settings.seeds)
-        row: dict[str, Any] = {"model": type(model).__name__, "seeds": len(figures[next(iter(figures))])}
-        for figure in FIGURES:
-            values = figures.get(figure, [])
-            row[figure] = statistics.fmean(values) if values else None
-            row[f"{figure}, sd"] = statistics.stdev(values) if len(values) > 1 else None
-        cost = costs.get(name)
-        row |= {"s/epoch": cost and round(cost.epoch_seconds, 3), "parameters": num_params(model)}
-        row |= {"int8 KB": cost and round(cost.int8_kb, 1), "p50 µs": cost and round(cost.p50_us, 1)}
-        row |= dict(zip(("paper: accuracy %", "paper: s/epoch"), PAPER[name], strict=True))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
     """The values of each measurement of a model, over the seeds that have results."""
     values: dict[str, list[float]] = {}
@@ -353,66 +308,9 @@ def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
     return values
 
 
-def shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, as text; without the figures that no model has."""
-    figures = {name: label for name, label in FIGURES.items() if table[name].notna().any()}
-    header = [
-        "model",
-        *figures.values(),
-        "s/epoch",
-        "parameters",
-        "int8 KB",
-        ".pte p50 µs",
-        "paper: accuracy %",
-        "paper: s/epoch",
-    ]
-    rows = []
-    for row in table.to_dict("records"):
-        cells = [row["model"], *(with_spread(row[name], row[f"{name}, sd"]) for name in figures), number(row["s/epoch"], 2)]
-        cells += [f"{row['parameters']:,}", number(row["int8 KB"], 1), number(row["p50 µs"], 0)]
-        rows.append([*cells, f"{row['paper: accuracy %']:.1f}", f"{row['paper: s/epoch']:g}"])
-    return header, rows
-
-
-def with_spread(value: float | None, sd: float | None) -> str:
-    """A mean and its standard deviation, or a dash.
-
-    Example:
-        >>> with_spread(94.461, 0.5), with_spread(None, None)
-        ('94.46 ± 0.50', '–')
-    """
-    mean, spread = number(value, 2), number(sd, 2)
-    return mean if "–" in (mean, spread) else f"{mean} ± {spread}"
-
-
-def number(value: float | None, places: int) -> str:
-    """A number to some decimal places, or a dash.
-
-    Example:
-        >>> number(1.26, 1), number(None, 1)
-        ('1.3', '–')
-    """
-    return "–" if value is None or pd.isna(value) else f"{value:.{places}f}"
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table as Markdown.
-
-    Example:
-        >>> print(markdown(["a", "b"], [["1", "2"]]), end="")
-        | a | b |
-        |---|---|
-        | 1 | 2 |
-    """
-    lines = [header, None, *rows]
-    return "".join("|" + "---|" * len(header) + "\n" if line is None else f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def report(settings: Settings, comparison: Comparison, trained: Mapping[str, VAE], data: Data, out: Path) -> None:
-    """Write `table9.csv`, `table9.md` and `report.html`."""
-    header, rows = shown(comparison.table)
-    failures = [f"{name}: {reason}" for name, reason in comparison.failures.items()]
-    facts = {
+def facts_of(settings: Settings, data: Data, failures: Mapping[str, str]) -> dict[str, str]:
+    """What a reader of the table has to know, by what it is about."""
+    return {
         "protocol": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {settings.epochs} epochs, "
         f"{settings.seeds} seeds, batches of {settings.batch_size}, Adam with one cycle to {settings.lr:g}, z of "
         f"{settings.latent_dim}, {settings.nll_samples} importance samples; each figure with its own protocol is in results/",
@@ -422,25 +320,6 @@ def report(settings: Settings, comparison: Comparison, trained: Mapping[str, VAE
         "KID": "of colour images, where pip install 'pyro-mvae[kid]' has brought its net",
         "spread": "mean ± standard deviation over seeds; s/epoch is the median of rounds in which models took turns",
         "the paper's columns": "as its Table 9 has them, on its own data and machine; it does not define its accuracy",
-        "failed": "; ".join(failures) or "nothing",
+        "failed": "; ".join(f"{name}: {reason}" for name, reason in failures.items()) or "nothing",
         "machine": ", ".join(f"{name} {value}" for name, value in {"pyro-mvae": __version__, **environment()}.items()),
     }
-    write_text(out / "table9.csv", comparison.table.to_csv(index=False))
-    write_text(out / "table9.md", markdown(header, rows) + "".join(f"\n- {name}: {text}" for name, text in facts.items()) + "\n")
-    named = {type(model).__name__: model.eval() for model in trained.values()}
-    pictures = {
-        "Accuracy (Figure 15)": plots.accuracy_bars(
-            comparison.table, {**ACCURACIES, "paper: accuracy %": "the paper's, undefined"}
-        ),
-        "Reconstructions of test images": plots.reconstructions(named, data.test.images),
-        "Samples": plots.samples(named),
-        **{f"Codes of test images: {name}": plots.latent_scatter(model, data.test) for name, model in named.items()},
-    }
-    page = PAGE.format(
-        title=f"pyro-mvae: Table 9 on {data.name}",
-        tables=html_table(header, rows),
-        note="",
-        pictures="".join(html_picture(title, content) for title, content in pictures.items()),
-        facts="".join(f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in facts.items()),
-    )
-    write_text(out / "report.html", page)

@@ -10,6 +10,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"build", "compare", "experiment"},
+    {"table9"},
     {"report", "plots", "train"},
     {"evaluate"},
     {"compress"},
