@@ -1,4 +1,4 @@
-"""Pictures, moved: what a cluster of things should not depend on."""
+"""Pictures, moved and put upright: where and how slanted a thing is says nothing of its kind."""
 
 from __future__ import annotations
 
@@ -28,3 +28,30 @@ def moved(x: Tensor, *, rotation: float = 0.4, shift: float = 0.12, scale: float
     ]
     places = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     return F.grid_sample(x, places, align_corners=False)
+
+
+def upright(x: Tensor) -> Tensor:
+    """Each picture shifted and sheared so that what differs from its background is in the middle and leans to neither side.
+
+    With m(r, c) the difference of a pixel from the picture's median: its means of rows and columns are those of the picture, and
+    the covariance of r and c is 0.
+
+    Shapes: (n, C, H, W) → (n, C, H, W).
+
+    Example:
+        >>> corner = torch.zeros(1, 1, 9, 9)
+        >>> corner[..., 1, 2] = 1.0
+        >>> upright(corner)[0, 0].argmax().item(), 9 * 4 + 4
+        (40, 40)
+    """
+    height, width = x.shape[2:]
+    mass = (x - x.flatten(2).median(-1).values[..., None, None]).abs().sum(1)
+    mass = mass / mass.sum((1, 2), keepdim=True).clamp(min=1e-6)
+    rows, columns = torch.linspace(-1, 1, height, device=x.device), torch.linspace(-1, 1, width, device=x.device)
+    r, c = (mass.sum(2) * rows).sum(1), (mass.sum(1) * columns).sum(1)
+    dr, dc = rows - r[:, None], columns - c[:, None]
+    lean = torch.einsum("nhw,nh,nw->n", mass, dr, dc) / (mass.sum(2) * dr.square()).sum(1).clamp(min=1e-3)
+    zero, one = torch.zeros_like(r), torch.ones_like(r)
+    places = torch.stack([torch.stack([one, lean, c], 1), torch.stack([zero, one, r], 1)], 1)
+    grid = F.affine_grid(places, list(x.shape), align_corners=True)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=True)

@@ -9,19 +9,20 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
-from pyro_mvae.models.moved import moved
+from pyro_mvae.models.moved import moved, upright
 from pyro_mvae.models.vae import VAE, register_children
 
-NEIGHBOURS, DIMENSIONS, RESTARTS = 15, 10, 10
+NEIGHBOURS, DIMENSIONS, PASSES, RESTARTS = 15, 10, 200, 10
 
 
 def neighbourhoods(images: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
     """The clusters of images, (n,): pictures are laid out so that near neighbours come to lie near, and a mixture is fitted.
 
-    The graph of 15 nearest neighbours, by pixels, is laid out in ten dimensions; of ten mixtures with full covariances the
-    likeliest is taken. The same for a seed.
+    The graph of 15 nearest neighbours, by the pixels of pictures put `upright`, is laid out in ten dimensions; of ten mixtures
+    with full covariances the likeliest is taken. The same for a seed.
 
     Raises:
         ValueError: for fewer images than clusters, or fewer than three.
@@ -30,17 +31,23 @@ def neighbourhoods(images: Tensor, num_clusters: int, *, seed: int = 0) -> Tenso
     """
     if len(images) < max(num_clusters, 3):
         raise ValueError(f"there are {len(images)} images, expected {max(num_clusters, 3)} or more for {num_clusters} clusters")
+    pixels = torch.cat([upright(some.cpu().float() / 255) for some in images.split(1000)])
+    pixels = pixels.flatten(1).numpy()
+    k = min(NEIGHBOURS, len(images) - 1)
+    distances, nearest = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(pixels).kneighbors(pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of optional parts that are absent, and of parts of its graph that are apart
         from umap import UMAP  # slow to import
 
         layout = UMAP(
             n_components=min(DIMENSIONS, len(images) - 2),
-            n_neighbors=min(NEIGHBOURS, len(images) - 1),
+            n_neighbors=k,
             min_dist=0.0,
+            n_epochs=PASSES,
+            precomputed_knn=(nearest, distances),
             random_state=seed,
             n_jobs=1,
-        ).fit_transform(images.flatten(1).numpy() / 255)
+        ).fit_transform(pixels)
     mixture = GaussianMixture(num_clusters, reg_covar=1e-4, n_init=RESTARTS, random_state=seed)
     return torch.as_tensor(mixture.fit_predict(layout))
 

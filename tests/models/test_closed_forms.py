@@ -17,7 +17,7 @@ from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.inference.objective import importance_traces
 from pyro_mvae.models.info_vae import KERNELS, mmd
 from pyro_mvae.models.mixture import Mixture, likeliest, of_clusters
-from pyro_mvae.models.moved import moved
+from pyro_mvae.models.moved import moved, upright
 from pyro_mvae.models.neighbours import Reader, labelled, neighbourhoods
 from pyro_mvae.models.vae import codes
 from pyro_mvae.models.vq_vae import Codebook
@@ -243,6 +243,27 @@ def test_neighbourhoods_are_kinds_of_pictures_and_the_same_for_a_seed():
     assert torch.equal(found, neighbourhoods(images, 3))
     with pytest.raises(ValueError, match="there are 4 images, expected 5 or more for 5 clusters"):
         neighbourhoods(images[:4], 5)
+
+
+def test_upright_pictures_are_in_the_middle_and_lean_to_neither_side():
+    """The moments are measured here, by the definition, on a bar that leans and stands aside; on black and on white alike."""
+    bar = torch.zeros(2, 3, 21, 31)
+    for row in range(4, 15):
+        bar[..., row, 8 + row // 2 : 11 + row // 2] = 0.8
+    bar[1] = 1 - bar[1]
+    rows, columns = torch.arange(21.0) - 10, torch.arange(31.0) - 15
+
+    def moments(x):
+        mass = (x[:, 0] - x[:, :1].flatten(1).median(1).values[:, None, None]).abs()
+        mass = mass / mass.sum((1, 2), keepdim=True)
+        r, c = (mass.sum(2) * rows).sum(1), (mass.sum(1) * columns).sum(1)
+        return r, c, torch.einsum("nhw,nh,nw->n", mass, rows - r[:, None], columns - c[:, None])
+
+    before, after = moments(bar), moments(upright(bar))
+    assert min(float(moment.abs().min()) for moment in before) > 0.9
+    assert max(float(moment.abs().max()) for moment in after) < 0.15
+    plain = torch.full((1, 1, 8, 8), 0.5)
+    torch.testing.assert_close(upright(plain), plain)
 
 
 @pytest.mark.parametrize("kind", [VaDE, GMVAE])
