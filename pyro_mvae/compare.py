@@ -56,7 +56,7 @@ class Settings:
     seeds: int = 3
     epochs: int | None = None
     size: int | None = None
-    batch_size: int = 64
+    batch_size: int = 128
     lr: float = 4e-3
     latent_dim: int = 16
     nll_samples: int = 50
@@ -103,7 +103,7 @@ def compare(
     epochs: int | None = None,
     out: str | os.PathLike[str] = "compare",
     size: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 128,
     lr: float = 4e-3,
     latent_dim: int = 16,
     nll_samples: int = 50,
@@ -118,7 +118,7 @@ def compare(
         data, size: what to train on, see `load_data`; accuracies need labels.
         models: names with commas between, or "all".
         seeds: how many times each is trained.
-        epochs: of each; when None, see `usual_epochs`.
+        epochs: of each; when None, see `usual_epochs`, of batches of 64.
         out: the folder to make, or to go on in.
         nll_samples: importance samples for each test image.
         num_generated: pictures that the judge reads.
@@ -133,7 +133,7 @@ def compare(
     settings = Settings(data, chosen(models), seeds, epochs, size, batch_size, lr, latent_dim, nll_samples, num_generated)
     out = Path(out)
     images = load_data(settings.data, size=settings.size, progress=progress)
-    settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train), batch_size=batch_size))
+    settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train)))
     claim(out, settings)
     judges: list[Classifier] = []
     failures: dict[str, str] = {}
