@@ -220,7 +220,8 @@ def train(*, checkpoint: str, **settings: Any) -> None:
 @click.option("--latent-dim", default=16, show_default=True)
 @click.option("--nll-samples", default=50, show_default=True, help="Importance samples for each test image.")
 @click.option("--num-generated", default=10_000, show_default=True, help="Pictures that the judge reads.")
-def compare(*, out: str, **settings: Any) -> None:
+@click.option("--processes", type=int, help="How many models are trained at a time; by default one for each core.")
+def compare(*, out: str, processes: int | None, **settings: Any) -> None:
     """Train and measure the VAEs of the paper's Table 9 on one protocol; called again, it goes on where it stopped.
 
     \b
@@ -229,10 +230,11 @@ def compare(*, out: str, **settings: Any) -> None:
     """
     from pyro_mvae.compare import compare as run
     from pyro_mvae.report import filled
+    from pyro_mvae.side_by_side import cores
     from pyro_mvae.table9 import shown
 
     with progress_bars() as progress:
-        comparison = run(out=out, progress=progress, **settings)
+        comparison = run(out=out, processes=cores() if processes is None else processes, progress=progress, **settings)
     Console().print(filled(f"Table 9 on {settings['data']}", *shown(comparison.table)))
     for name, reason in comparison.failures.items():
         click.echo(f"failed: {name}: {reason}", err=True)

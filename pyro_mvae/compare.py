@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import statistics
@@ -33,10 +34,12 @@ from pyro_mvae.export import export_executorch
 from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.verify import inputs_for, load_artifact
 from pyro_mvae.inference import fit
+from pyro_mvae.inference.asvi import Interrupted
 from pyro_mvae.inference.penalties import Invariant, Penalty
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
 from pyro_mvae.report import environment
+from pyro_mvae.side_by_side import side_by_side
 from pyro_mvae.table9 import PAPER, Cost, table9, write_table9
 from pyro_mvae.train import initialized, usual_epochs
 
@@ -108,6 +111,7 @@ def compare(
     latent_dim: int = 16,
     nll_samples: int = 50,
     num_generated: int = 10_000,
+    processes: int = 1,
     progress: Track = untracked,
 ) -> Comparison:
     """Train and measure models on one protocol: Table 9 of the paper, with measured figures, and its own beside them.
@@ -122,6 +126,8 @@ def compare(
         out: the folder to make, or to go on in.
         nll_samples: importance samples for each test image.
         num_generated: pictures that the judge reads.
+        processes: how many models are trained and measured at a time; more than 1 start processes, which a script has to allow
+            for with `if __name__ == "__main__":`. What takes turns to be timed is timed afterwards, in this one.
 
     Returns: the table; also in `out` as `table9.csv`, `table9.md` and, with pictures, `report.html`; each figure with its
         protocol is in `out/results`.
@@ -130,17 +136,14 @@ def compare(
         ValueError: for settings that can't be, or a folder that holds another comparison.
         Interrupted: after Ctrl-C; the same call goes on.
     """
+    if processes < 1:
+        raise ValueError(f"processes is {processes}, expected 1 or more")
     settings = Settings(data, chosen(models), seeds, epochs, size, batch_size, lr, latent_dim, nll_samples, num_generated)
     out = Path(out)
     images = load_data(settings.data, size=settings.size, progress=progress)
     settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train)))
     claim(out, settings)
-    judges: list[Classifier] = []
-    failures: dict[str, str] = {}
-    for name in settings.models:
-        for seed in range(settings.seeds):
-            with reported(failures, f"{name}-{seed}", out):
-                measure(settings, name, seed, images, out, judges, progress=progress)
+    failures = measure_all(settings, images, out, processes=processes, progress=progress)
     trained: dict[str, VAE] = {}
     for name in settings.models:
         with reported(failures, f"{name}-read", out):
@@ -222,13 +225,59 @@ def objective_of(name: str) -> tuple[Penalty, ...]:
     return (Invariant(INVARIANCE),) if name == "mvae" else ()
 
 
+def measure_all(settings: Settings, data: Data, out: Path, *, processes: int, progress: Track) -> dict[str, str]:
+    """Train and measure each model and seed without results; what failed, and why."""
+    cases = [(name, seed) for name in settings.models for seed in range(settings.seeds)]
+    cases = [(name, seed) for name, seed in cases if not result_path(out, name, seed).exists()]
+    failures: dict[str, str] = {}
+    if not cases:
+        return failures
+    judge, labels = None, data.train.labels
+    if labels is not None and data.test.labels is not None:
+        judge = evaluate.train_classifier(data.train.images, labels, progress=progress)
+    if processes == 1:
+        for name, seed in cases:
+            failures |= measured(settings, name, seed, data, out, judge, progress=progress)
+        return failures
+    parts = [(settings, name, seed, out, judge) for name, seed in cases]
+    try:
+        for failed in progress(side_by_side(measured_elsewhere, parts, processes=processes), "Models", len(parts)):
+            failures |= failed or {}
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped; the states of models half trained are in {out / 'checkpoints'}", None) from error
+    return failures
+
+
+def measured_elsewhere(settings: Settings, name: str, seed: int, out: Path, judge: Classifier | None) -> dict[str, str]:
+    """`measured` in a process that reads the data for itself."""
+    return measured(settings, name, seed, loaded(settings.data, settings.size), out, judge, progress=untracked)
+
+
+@functools.cache
+def loaded(data: str, size: int | None) -> Data:
+    """Data that are read once in a process."""
+    return load_data(data, size=size)
+
+
+def measured(
+    settings: Settings, name: str, seed: int, data: Data, out: Path, judge: Classifier | None, *, progress: Track
+) -> dict[str, str]:
+    """Measure a model; why that failed, under the model's name and seed, if it did."""
+    failures: dict[str, str] = {}
+    with reported(failures, f"{name}-{seed}", out):
+        measure(settings, name, seed, data, out, judge, progress=progress)
+    return failures
+
+
+def result_path(out: Path, name: str, seed: int) -> Path:
+    """Where the figures of a model are."""
+    return out / "results" / f"{name}-{seed}.json"
+
+
 def measure(
-    settings: Settings, name: str, seed: int, data: Data, out: Path, judges: list[Classifier], *, progress: Track
+    settings: Settings, name: str, seed: int, data: Data, out: Path, judge: Classifier | None, *, progress: Track
 ) -> None:
-    """Train a model and measure it, unless its results are there."""
-    path = out / "results" / f"{name}-{seed}.json"
-    if path.exists():
-        return
+    """Train a model, measure it, and write its figures."""
     model, history = fitted(settings, name, seed, data, out, progress=progress)
     nll = evaluate.negative_log_likelihood(
         model, data.test.images, num_samples=settings.nll_samples, binarization=data.binarization, progress=progress
@@ -239,25 +288,22 @@ def measure(
     found += [evaluate.active_units(model, data.test.images), *evaluate.reconstruction(model, data.test.images)]
     if data.shape[0] == 3 and find_spec("efficientnet_lite_pytorch"):
         found.append(evaluate.kid(model, data.test.images, num_images=min(settings.num_generated, 1000), seed=seed))
-    if data.train.labels is not None and data.test.labels is not None:
-        if not judges:
-            judges.append(evaluate.train_classifier(data.train.images, data.train.labels, progress=progress))
+    if judge is not None:
         found += [evaluate.clustering_accuracy(model, data.train, data.test, seed=seed)]
         counts = [count for count in (100, 600, 1000) if count <= most_labels(data.train)]
         found += [evaluate.knn_accuracy(model, data.train, data.test, num_labels=count) for count in counts]
         found += [evaluate.probe_accuracy(model, data.train, data.test)]
-        found += evaluate.generation_accuracy(
-            model, data.train, data.test, judges[0], num_images=settings.num_generated, seed=seed
-        )
+        found += evaluate.generation_accuracy(model, data.train, data.test, judge, num_images=settings.num_generated, seed=seed)
     about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
     about |= {"initialize_seconds": history.attrs.get("initialize_seconds", 0.0), **environment()}
+    path = result_path(out, name, seed)
     write_text(path, json.dumps({**about, "measurements": [figure.as_dict() for figure in found]}, indent=2) + "\n")
 
 
 def first_model(settings: Settings, name: str, data: Data, out: Path) -> VAE | None:
     """The model of the first seed that has results; None when there is none."""
     for seed in range(settings.seeds):
-        if (out / "results" / f"{name}-{seed}.json").exists():
+        if result_path(out, name, seed).exists():
             return fitted(settings, name, seed, data, out)[0]
     return None
 
@@ -301,7 +347,7 @@ def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
     """The values of each measurement of a model, over the seeds that have results."""
     values: dict[str, list[float]] = {}
     for seed in range(seeds):
-        path = out / "results" / f"{name}-{seed}.json"
+        path = result_path(out, name, seed)
         if path.exists():
             for entry in json.loads(path.read_text(encoding="utf-8"))["measurements"]:
                 values.setdefault(entry["name"], []).append(entry["value"])

@@ -101,7 +101,7 @@ def test_what_is_finished_is_not_trained_again_what_failed_is_tried_again_and_a_
     monkeypatch.setattr(module, "deployed_cost", lambda model, data: 1 / 0 if type(model) is VAE else original(model, data))
     before = {path: path.stat().st_mtime_ns for path in (out / "checkpoints").iterdir()}
     command = ["compare", "--data", f"mnist:{folder}", "--models", "vae,betavae", "--out", str(out)]
-    for name, value in SMALL.items():
+    for name, value in {**SMALL, "processes": 1}.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     result = CliRunner().invoke(cli.main, command)
     assert result.exit_code == 0, result.output
@@ -113,6 +113,20 @@ def test_what_is_finished_is_not_trained_again_what_failed_is_tried_again_and_a_
     assert beta["int8 KB"] > 0
     assert pd.isna(vae["int8 KB"])
     assert vae["NLL"] > 0
+
+
+def test_models_are_trained_side_by_side_to_the_same_figures(compared, folder, tmp_path):
+    """A model and its NLL follow from its seed, whichever process makes them."""
+    out, _ = compared
+    few = {**SMALL, "seeds": 1, "batch_size": 20}
+    comparison = pyro_mvae.compare(data=f"mnist:{folder}", models="vae,mvae", out=tmp_path / "out", processes=2, **few)
+    assert comparison.failures == {}
+    for name in ("vae", "mvae"):
+        here, there = (json.loads((each / f"results/{name}-0.json").read_text()) for each in (out, tmp_path / "out"))
+        nll = [next(entry["value"] for entry in each["measurements"] if entry["name"] == "NLL") for each in (here, there)]
+        assert nll[1] == pytest.approx(nll[0], rel=1e-3)
+    with pytest.raises(ValueError, match="processes is 0"):
+        pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=out, **SMALL, processes=0)
 
 
 def test_a_folder_of_something_else_is_refused(compared, folder, tmp_path):

@@ -18,7 +18,7 @@ LAYERS = [
     {"inference"},
     {"models"},
     {"likelihoods", "nets", "data", "distributions"},
-    {"atomic", "_version"},
+    {"atomic", "side_by_side", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

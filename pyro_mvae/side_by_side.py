@@ -1,0 +1,77 @@
+"""Several things at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def side_by_side(function: Callable[..., Result], cases: Sequence[tuple[Any, ...]], *, processes: int) -> Iterator[Result | None]:
+    """Yield what a function makes of each case, as it comes: `processes` of them at a time, which share the cores.
+
+    Ctrl-C or SIGTERM, or closing the iterator, ends them with SIGTERM, which `fit` takes as time to write its state, and waits
+    for that; cases that had not begun do not begin. What fails in a process is raised here.
+
+    Args:
+        function: one that can be imported, as its name is what a new process is given.
+    """
+    threads = max(cores() // processes, 1)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        terminated_as_interrupted(),
+        ProcessPoolExecutor(processes, mp_context=spawn, initializer=begin, initargs=(threads,)) as pool,
+    ):
+        left, at_work = list(cases), set[Future[Result | None]]()
+        try:
+            while left or at_work:
+                while left and len(at_work) < processes:  # no more: a pool does not call back what it has handed out
+                    at_work.add(pool.submit(unless_interrupted, function, left.pop(0)))
+                done, at_work = wait(at_work, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def begin(threads: int) -> None:
+    """In a new process: its share of the cores, and a group of its own, so that Ctrl-C reaches it from here alone, once."""
+    os.setpgrp()
+    torch.set_num_threads(threads)
+
+
+def unless_interrupted(function: Callable[..., Result], case: tuple[Any, ...]) -> Result | None:
+    """What a function makes of a case; None when it is interrupted."""
+    try:
+        return function(*case)
+    except KeyboardInterrupt:
+        return None
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C."""
+
+    def interrupt(received: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,0 +1,72 @@
+"""Several processes at a time: what they make, what fails in them, and how they are ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pyro_mvae.side_by_side import cores, side_by_side
+
+SLEEPER = """
+import sys, time, pathlib
+from pyro_mvae.side_by_side import side_by_side
+
+def sleep(path):
+    pathlib.Path(path + ".begun").touch()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pathlib.Path(path + ".ended").touch()
+        raise
+
+def handled(path):
+    import signal
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, interrupt)
+    sleep(path)
+
+if __name__ == "__main__":
+    try:
+        list(side_by_side(handled, [(sys.argv[1] + str(n),) for n in range(4)], processes=2))
+    except KeyboardInterrupt:
+        sys.exit(7)
+"""
+
+
+def whereabouts(number):
+    if number == 3:
+        raise ValueError("three is too many")
+    return number, os.getpid(), torch.get_num_threads()
+
+
+def test_cases_are_shared_by_processes_of_their_own():
+    found = list(side_by_side(whereabouts, [(n,) for n in range(3)], processes=2))
+    assert sorted(number for number, _, _ in found) == [0, 1, 2]
+    assert os.getpid() not in {pid for _, pid, _ in found}
+    assert {threads for _, _, threads in found} == {max(cores() // 2, 1)}
+
+
+def test_what_fails_elsewhere_is_raised_here():
+    with pytest.raises(ValueError, match="three is too many"):
+        list(side_by_side(whereabouts, [(3,)], processes=1))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_those_at_work_in_their_own_way_and_the_rest_never_begin(tmp_path, how):
+    script = tmp_path / "sleeper.py"
+    script.write_text(SLEEPER)
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "case")])
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("*.begun"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(how)
+    assert process.wait(30) == 7
+    assert sorted(path.name for path in tmp_path.glob("*.begun")) == ["case0.begun", "case1.begun"]
+    assert sorted(path.name for path in tmp_path.glob("*.ended")) == ["case0.ended", "case1.ended"]
