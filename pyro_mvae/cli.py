@@ -252,7 +252,8 @@ def compare(*, out: str, processes: int | None, **settings: Any) -> None:
 @click.option("--latent-dim", default=16, show_default=True)
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
 @click.option("--seed", default=0, show_default=True)
-def experiment(*, prompts: tuple[str, ...], out: str, **settings: Any) -> None:
+@click.option("--processes", type=int, help="How many prompts are run at a time; by default one for each core.")
+def experiment(*, prompts: tuple[str, ...], out: str, processes: int | None, **settings: Any) -> None:
     """Train a model on the images of each prompt, with the tables and figures of the paper's experiments.
 
     \b
@@ -262,9 +263,10 @@ def experiment(*, prompts: tuple[str, ...], out: str, **settings: Any) -> None:
     from pyro_mvae.experiment import as_text, averages, run_times
     from pyro_mvae.experiment import experiment as run
     from pyro_mvae.report import filled
+    from pyro_mvae.side_by_side import cores
 
     with progress_bars() as progress:
-        done = run(prompts, out=out, progress=progress, **settings)
+        done = run(prompts, out=out, processes=cores() if processes is None else processes, progress=progress, **settings)
     console = Console()
     for title, table in {"Averages, nats per image": averages(done), "Run times": run_times(done)}.items():
         console.print(filled(title, *as_text(table)))

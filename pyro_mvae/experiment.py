@@ -19,10 +19,11 @@ from pyro_mvae._version import __version__
 from pyro_mvae.atomic import atomic, write_text
 from pyro_mvae.data import Data, load_data, matching
 from pyro_mvae.data.progress import Track, untracked
-from pyro_mvae.inference.asvi import negative_bound
+from pyro_mvae.inference.asvi import Interrupted, negative_bound
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import model_class
 from pyro_mvae.report import PAGE, environment, html_picture, html_table
+from pyro_mvae.side_by_side import side_by_side
 from pyro_mvae.train import initialized
 
 COLUMNS = ("epoch", "loss", "kl", "likelihood")
@@ -52,6 +53,7 @@ def experiment(
     latent_dim: int = 16,
     size: int | None = None,
     seed: int = 0,
+    processes: int = 1,
     progress: Track = untracked,
 ) -> list[Experiment]:
     """Train a model on the images of each prompt, and write the paper's tables and figures of it (Tables 1–6, Figures 6–13).
@@ -63,6 +65,8 @@ def experiment(
         prompts: words that captions and tags of the images must have, all of them.
         data, size: where images are looked for, see `load_data`; with captions.
         out: the folder to make or to go on in: a prompt that is done is not run again.
+        processes: how many prompts are run at a time; more than 1 start processes, which a script has to allow for with
+            `if __name__ == "__main__":`.
 
     Returns: an experiment a prompt; also in `out`: a folder for each prompt, `average.csv`, `seconds.csv` and `report.html`.
 
@@ -78,15 +82,37 @@ def experiment(
     """
     if not prompts:
         raise ValueError("there is no prompt, expected one or more")
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}, expected 1 or more")
+    for name, value in {"epochs": epochs, "processes": processes}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected 1 or more")
     out, images = Path(out), load_data(data, size=size, seed=seed, progress=progress)
     chosen = {prompt: matching(images, prompt) for prompt in prompts}
     how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "latent_dim": latent_dim}
     how |= {"data": data, "size": size, "seed": seed}
-    done = [run(prompt, some, out / slug(prompt), how, progress=progress) for prompt, some in chosen.items()]
-    write_all(done, out, {"data": images.name, **how})
+    if processes == 1:
+        done = [run(prompt, some, out / slug(prompt), how, progress=progress) for prompt, some in chosen.items()]
+    else:
+        done = run_all(tuple(chosen), out, how, processes=processes, progress=progress)
+    write_all(done, out, {"data": images.name, **how, "prompts at a time": processes})
     return done
+
+
+def run_all(prompts: Sequence[str], out: Path, how: dict[str, Any], *, processes: int, progress: Track) -> list[Experiment]:
+    """The experiments of prompts, several at a time."""
+    found, cases = {}, [(prompt, out, how) for prompt in prompts]
+    try:
+        for each in progress(side_by_side(run_elsewhere, cases, processes=processes), "Prompts", len(cases)):
+            if each is not None:
+                found[each.prompt] = each
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped; the states of models half trained are in {out}", None) from error
+    return [found[prompt] for prompt in prompts if prompt in found]
+
+
+def run_elsewhere(prompt: str, out: Path, how: dict[str, Any]) -> Experiment:
+    """`run` in a process that finds its images for itself."""
+    data = matching(load_data(how["data"], size=how["size"], seed=how["seed"]), prompt)
+    return run(prompt, data, out / slug(prompt), how, progress=untracked)
 
 
 def slug(prompt: str) -> str:

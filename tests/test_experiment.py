@@ -43,6 +43,16 @@ def test_prompts_that_match_nothing_are_explained(tmp_path):
         matching(Data("stripes", train=Split(some.images), test=Split(some.images), binarization="none"), "heart")
 
 
+def test_prompts_side_by_side_end_where_they_do_one_after_another(done, tmp_path):
+    _, before = done
+    with pytest.raises(ValueError, match="processes is 0"):
+        pyro_mvae.experiment(["red heart"], out=tmp_path / "out", processes=0, **SMALL)
+    after = pyro_mvae.experiment(["red heart", "clock"], out=tmp_path / "out", processes=2, **SMALL)
+    assert [each.prompt for each in after] == ["red heart", "clock"]
+    for one, other in zip(before, after, strict=True):
+        assert other.table["loss"].values == pytest.approx(one.table["loss"].values, rel=1e-3)
+
+
 def test_tables_are_the_papers(done):
     out, experiments = done
     table = pd.read_csv(out / "red-heart/table.csv")
