@@ -35,6 +35,7 @@ def neighbourhoods(images: Tensor, num_clusters: int, *, seed: int = 0) -> Tenso
     pixels = pixels.flatten(1).numpy()
     k = min(NEIGHBOURS, len(images) - 1)
     distances, nearest = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(pixels).kneighbors(pixels)
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of optional parts that are absent, and of parts of its graph that are apart
         from umap import UMAP  # slow to import
@@ -48,6 +49,7 @@ def neighbourhoods(images: Tensor, num_clusters: int, *, seed: int = 0) -> Tenso
             random_state=seed,
             n_jobs=1,
         ).fit_transform(pixels)
+    torch.set_num_threads(threads)  # they share a library of threads, which it tells another number
     mixture = GaussianMixture(num_clusters, reg_covar=1e-4, n_init=RESTARTS, random_state=seed)
     return torch.as_tensor(mixture.fit_predict(layout))
 

@@ -240,7 +240,11 @@ def test_neighbourhoods_are_kinds_of_pictures_and_the_same_for_a_seed():
     images, kinds = stripes(90)
     found = neighbourhoods(images, 3)
     assert agreement(found.numpy(), kinds.numpy()) == 1.0
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     assert torch.equal(found, neighbourhoods(images, 3))
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
     with pytest.raises(ValueError, match="there are 4 images, expected 5 or more for 5 clusters"):
         neighbourhoods(images[:4], 5)
 
