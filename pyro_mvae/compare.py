@@ -235,14 +235,14 @@ def measure_all(settings: Settings, data: Data, out: Path, *, processes: int, pr
     judge, labels = None, data.train.labels
     if labels is not None and data.test.labels is not None:
         judge = evaluate.train_classifier(data.train.images, labels, progress=progress)
-    if processes == 1:
+    if min(processes, len(cases)) == 1:
         for name, seed in cases:
             failures |= measured(settings, name, seed, data, out, judge, progress=progress)
         return failures
     parts = [(settings, name, seed, out, judge) for name, seed in cases]
     try:
         for failed in progress(side_by_side(measured_elsewhere, parts, processes=processes), "Models", len(parts)):
-            failures |= failed or {}
+            failures |= failed
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; the states of models half trained are in {out / 'checkpoints'}", None) from error
     return failures

@@ -89,7 +89,7 @@ def experiment(
     chosen = {prompt: matching(images, prompt) for prompt in prompts}
     how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "latent_dim": latent_dim}
     how |= {"data": data, "size": size, "seed": seed}
-    if processes == 1:
+    if min(processes, len(chosen)) == 1:
         done = [run(prompt, some, out / slug(prompt), how, progress=progress) for prompt, some in chosen.items()]
     else:
         done = run_all(tuple(chosen), out, how, processes=processes, progress=progress)
@@ -102,11 +102,10 @@ def run_all(prompts: Sequence[str], out: Path, how: dict[str, Any], *, processes
     found, cases = {}, [(prompt, out, how) for prompt in prompts]
     try:
         for each in progress(side_by_side(run_elsewhere, cases, processes=processes), "Prompts", len(cases)):
-            if each is not None:
-                found[each.prompt] = each
+            found[each.prompt] = each
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; the states of models half trained are in {out}", None) from error
-    return [found[prompt] for prompt in prompts if prompt in found]
+    return [found[prompt] for prompt in prompts]
 
 
 def run_elsewhere(prompt: str, out: Path, how: dict[str, Any]) -> Experiment:

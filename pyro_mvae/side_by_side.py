@@ -20,26 +20,27 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def side_by_side(function: Callable[..., Result], cases: Sequence[tuple[Any, ...]], *, processes: int) -> Iterator[Result | None]:
+def side_by_side(function: Callable[..., Result], cases: Sequence[tuple[Any, ...]], *, processes: int) -> Iterator[Result]:
     """Yield what a function makes of each case, as it comes: `processes` of them at a time, which share the cores.
 
     Ctrl-C or SIGTERM, or closing the iterator, ends them with SIGTERM, which `fit` takes as time to write its state, and waits
-    for that; cases that had not begun do not begin. What fails in a process is raised here.
+    for that; cases that had not begun do not begin. What fails or is interrupted in a process is raised here.
 
     Args:
         function: one that can be imported, as its name is what a new process is given.
     """
+    processes = min(processes, max(len(cases), 1))
     threads = max(cores() // processes, 1)
     spawn = multiprocessing.get_context("spawn")
     with (
         terminated_as_interrupted(),
         ProcessPoolExecutor(processes, mp_context=spawn, initializer=begin, initargs=(threads,)) as pool,
     ):
-        left, at_work = list(cases), set[Future[Result | None]]()
+        left, at_work = list(cases), set[Future[Result]]()
         try:
             while left or at_work:
                 while left and len(at_work) < processes:  # no more: a pool does not call back what it has handed out
-                    at_work.add(pool.submit(unless_interrupted, function, left.pop(0)))
+                    at_work.add(pool.submit(interruptible, function, left.pop(0)))
                 done, at_work = wait(at_work, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
@@ -55,12 +56,12 @@ def begin(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def unless_interrupted(function: Callable[..., Result], case: tuple[Any, ...]) -> Result | None:
-    """What a function makes of a case; None when it is interrupted."""
+def interruptible(function: Callable[..., Result], case: tuple[Any, ...]) -> Result:
+    """What a function makes of a case; whatever interrupts it is sent home as a KeyboardInterrupt, which can be pickled."""
     try:
         return function(*case)
-    except KeyboardInterrupt:
-        return None
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(str(error)) from None
 
 
 @contextmanager

@@ -14,10 +14,15 @@ import torch
 from pyro_mvae.side_by_side import cores, side_by_side
 
 SLEEPER = """
-import sys, time, pathlib
+import pathlib, signal, sys, time
 from pyro_mvae.side_by_side import side_by_side
 
-def sleep(path):
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+def work(path):
+    # as long as it takes, unless it is interrupted
+    signal.signal(signal.SIGTERM, interrupt)
     pathlib.Path(path + ".begun").touch()
     try:
         time.sleep(60)
@@ -25,19 +30,16 @@ def sleep(path):
         pathlib.Path(path + ".ended").touch()
         raise
 
-def handled(path):
-    import signal
-    def interrupt(*_):
-        raise KeyboardInterrupt
-    signal.signal(signal.SIGTERM, interrupt)
-    sleep(path)
-
 if __name__ == "__main__":
     try:
-        list(side_by_side(handled, [(sys.argv[1] + str(n),) for n in range(4)], processes=2))
+        list(side_by_side(work, [(sys.argv[1] + str(n),) for n in range(4)], processes=2))
     except KeyboardInterrupt:
         sys.exit(7)
 """
+
+
+def interrupted(number):
+    raise KeyboardInterrupt
 
 
 def whereabouts(number):
@@ -56,6 +58,8 @@ def test_cases_are_shared_by_processes_of_their_own():
 def test_what_fails_elsewhere_is_raised_here():
     with pytest.raises(ValueError, match="three is too many"):
         list(side_by_side(whereabouts, [(3,)], processes=1))
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side(interrupted, [(0,), (1,)], processes=2))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
