@@ -117,18 +117,25 @@ def test_mvae_nll(seed, mnist, record, tmp_path):
     record(f"mnist-mvae-nll-{seed}", {**about, "nll": nll, "int8_kb": sum(sizes) / 1000, "goal": 89.5, "goal_kb": 128})
 
 
-CLUSTERED: dict[str, tuple[type[VAE], float]] = {"vade": (VaDE, 94.5), "gmvae": (GMVAE, 90.0), "mvae": (MVAE, 97.2)}
+CLUSTERED: dict[str, tuple[type[VAE], dict[str, Any], float]] = {
+    "vade": (VaDE, {}, 94.5),
+    "gmvae": (GMVAE, {}, 90.0),
+    "mvae": (MVAE, {"theta": "weights"}, 97.2),
+}
 
 
 @pytest.mark.parametrize("name", CLUSTERED)
 def test_clustering(name, mnist, measured, record):
-    """Accuracy on the 10,000 test images, from scratch, started from nearest neighbours: mean and sd of 5 seeds."""
-    kind, goal = CLUSTERED[name]
+    """Accuracy on the 10,000 test images, from scratch, started from nearest neighbours: mean and sd of 5 seeds.
+
+    All have mobile nets and the penalty on clusters that change when pictures are moved; the mVAE is the paper's, with its θ′.
+    """
+    kind, more, goal = CLUSTERED[name]
     start: dict[str, Any] = {"epochs": 10, "batch_size": 250, "lr": 6e-3}
     how: dict[str, Any] = {"epochs": 10, "batch_size": 250, "lr": 4e-3}
 
     def measure(seed: int) -> dict[str, Any]:
-        model = made(kind, seed, 16, net="mobile", num_clusters=10)
+        model = made(kind, seed, 16, net="mobile", num_clusters=10, **more)
         begun = time.perf_counter()
         model.initialize(mnist, fit=fit, start="neighbours", seed=seed, **start)  # pyright: ignore[reportCallIssue]
         seconds = time.perf_counter() - begun

@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import statistics
-import tempfile
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -59,10 +58,10 @@ class Settings:
     seeds: int = 3
     epochs: int | None = None
     size: int | None = None
-    batch_size: int = 128
+    batch_size: int = 64
     lr: float = 4e-3
     latent_dim: int = 16
-    nll_samples: int = 50
+    nll_samples: int = 25
     num_generated: int = 10_000
 
     def __post_init__(self) -> None:
@@ -106,10 +105,10 @@ def compare(
     epochs: int | None = None,
     out: str | os.PathLike[str] = "compare",
     size: int | None = None,
-    batch_size: int = 128,
+    batch_size: int = 64,
     lr: float = 4e-3,
     latent_dim: int = 16,
-    nll_samples: int = 50,
+    nll_samples: int = 25,
     num_generated: int = 10_000,
     processes: int = 1,
     progress: Track = untracked,
@@ -122,7 +121,7 @@ def compare(
         data, size: what to train on, see `load_data`; accuracies need labels.
         models: names with commas between, or "all".
         seeds: how many times each is trained.
-        epochs: of each; when None, see `usual_epochs`, of batches of 64.
+        epochs: of each; when None, half of `usual_epochs`: a look, where `build` wants a model to keep.
         out: the folder to make, or to go on in.
         nll_samples: importance samples for each test image.
         num_generated: pictures that the judge reads.
@@ -130,7 +129,7 @@ def compare(
             for with `if __name__ == "__main__":`. What takes turns to be timed is timed afterwards, in this one.
 
     Returns: the table; also in `out` as `table9.csv`, `table9.md` and, with pictures, `report.html`; each figure with its
-        protocol is in `out/results`.
+        protocol is in `out/results`, each model's int8 `.pte` files in `out/files`.
 
     Raises:
         ValueError: for settings that can't be, or a folder that holds another comparison.
@@ -141,17 +140,17 @@ def compare(
     settings = Settings(data, chosen(models), seeds, epochs, size, batch_size, lr, latent_dim, nll_samples, num_generated)
     out = Path(out)
     images = load_data(settings.data, size=settings.size, progress=progress)
-    settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train)))
+    settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train)) // 2)
     claim(out, settings)
     failures = measure_all(settings, images, out, processes=processes, progress=progress)
+    firsts = {name: seed for name in settings.models if (seed := first_seed(settings, name, out)) is not None}
     trained: dict[str, VAE] = {}
-    for name in settings.models:
+    for name, seed in firsts.items():
         with reported(failures, f"{name}-read", out):
-            model = first_model(settings, name, images, out)
-            trained |= {} if model is None else {name: model}
+            trained[name] = fitted(settings, name, seed, images, out)[0]
     if not trained:
         raise ValueError(f"no model could be trained: {'; '.join(failures.values())}")
-    costs = costs_of(trained, images, settings=settings, failures=failures, out=out)
+    costs = costs_of(trained, firsts, images, settings=settings, failures=failures, out=out)
     figures = {name: gathered(out, name, settings.seeds) for name in trained}
     table = table9(trained, figures, costs)
     write_table9(table, trained, images, out, facts=facts_of(settings, images, failures))
@@ -168,6 +167,7 @@ def reported(failures: dict[str, str], what: str, out: Path) -> Iterator[None]:
         failures[what] = f"{type(error).__name__}: {error}"
         write_text(path, traceback.format_exc())
     else:
+        failures.pop(what, None)
         path.unlink(missing_ok=True)
 
 
@@ -266,6 +266,9 @@ def measured(
     failures: dict[str, str] = {}
     with reported(failures, f"{name}-{seed}", out):
         measure(settings, name, seed, data, out, judge, progress=progress)
+    if seed == 0 and not failures:
+        with reported(failures, f"{name}-cost", out):
+            deploy(settings, name, seed, data, out)
     return failures
 
 
@@ -300,47 +303,60 @@ def measure(
     write_text(path, json.dumps({**about, "measurements": [figure.as_dict() for figure in found]}, indent=2) + "\n")
 
 
-def first_model(settings: Settings, name: str, data: Data, out: Path) -> VAE | None:
-    """The model of the first seed that has results; None when there is none."""
-    for seed in range(settings.seeds):
-        if result_path(out, name, seed).exists():
-            return fitted(settings, name, seed, data, out)[0]
-    return None
+def first_seed(settings: Settings, name: str, out: Path) -> int | None:
+    """The first seed of a model that has results; None when there is none."""
+    return next((seed for seed in range(settings.seeds) if result_path(out, name, seed).exists()), None)
 
 
 def costs_of(
-    models: Mapping[str, VAE], data: Data, *, settings: Settings, failures: dict[str, str], out: Path
+    models: Mapping[str, VAE],
+    seeds: Mapping[str, int],
+    data: Data,
+    *,
+    settings: Settings,
+    failures: dict[str, str],
+    out: Path,
 ) -> dict[str, Cost]:
     """The cost of each model for which it can be measured.
 
-    Seconds an epoch are the median of several rounds in which the models take turns, on part of an epoch.
+    Seconds an epoch are the median of several rounds in which the models take turns, on part of an epoch; KB are of the files
+    that an app would load, and µs are theirs.
     """
-    part, times, costs = data.train.images[:TIMED_IMAGES], defaultdict[str, list[float]](list), {}
+    few, times, costs = data.train.images[:TIMED_IMAGES], defaultdict[str, list[float]](list), {}
     for _ in range(ROUNDS):
         for name, model in models.items():
             with reported(failures, f"{name}-epoch", out):
                 how: dict[str, Any] = {"epochs": 1, "batch_size": settings.batch_size, "compile": "eager"}
-                history = fit(copy.deepcopy(model), part, penalties=objective_of(name), **how)
-                times[name].append(float(history["seconds"].iloc[0]) * len(data.train) / len(part))
+                history = fit(copy.deepcopy(model), few, penalties=objective_of(name), **how)
+                times[name].append(float(history["seconds"].iloc[0]) * len(data.train) / len(few))
     for name, some in times.items():
         with reported(failures, f"{name}-cost", out):
-            costs[name] = Cost(statistics.median(some), *deployed_cost(models[name], data))
+            files = deployed(out, name, seeds[name])
+            if not all(path.exists() for path in files.values()):
+                deploy(settings, name, seeds[name], data, out)
+            p50 = [
+                latency(load_artifact(path).run, inputs_for(part, models[name], data.test.images)[:1]).p50_us
+                for part, path in files.items()
+            ]
+            size = sum(path.stat().st_size for path in files.values())
+            costs[name] = Cost(statistics.median(some), size / 1000, sum(p50))
     return costs
 
 
-def deployed_cost(model: VAE, data: Data) -> tuple[float, float]:
-    """KB and µs, measured on int8 `.pte` files, whose ranges are set on training images."""
-    small = Quantize()(model).train()
+def deployed(out: Path, name: str, seed: int) -> dict[str, Path]:
+    """Where a model's int8 `.pte` files are, by their parts."""
+    return {part: out / "files" / f"{name}-{seed}" / f"{part}.pte" for part in PARTS}
+
+
+def deploy(settings: Settings, name: str, seed: int, data: Data, out: Path) -> None:
+    """Write a trained model's int8 `.pte` files, their ranges set on training images."""
+    small = Quantize()(fitted(settings, name, seed, data, out)[0]).train()
     with torch.no_grad():
         small.decode(small.encode(data.train.images[:256].float() / 255))
     small.eval()
-    size = time_us = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        for part in PARTS:
-            path = Path(folder) / f"{part}.pte"
-            size += export_executorch(small, path, part=part, images=data.test.images).bytes
-            time_us += latency(load_artifact(path).run, inputs_for(part, small, data.test.images)[:1]).p50_us
-    return size / 1000, time_us
+    for part, path in deployed(out, name, seed).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export_executorch(small, path, part=part, images=data.test.images)
 
 
 def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:

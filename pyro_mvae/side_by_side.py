@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 Result = TypeVar("Result")
 
@@ -54,6 +55,7 @@ def begin(threads: int) -> None:
     """In a new process: its share of the cores, and a group of its own, so that Ctrl-C reaches it from here alone, once."""
     os.setpgrp()
     torch.set_num_threads(threads)
+    threadpool_limits(threads)  # NumPy's and scikit-learn's
 
 
 def interruptible(function: Callable[..., Result], case: tuple[Any, ...]) -> Result:

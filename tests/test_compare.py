@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import pyro_mvae
-from pyro_mvae import VAE, cli
+from pyro_mvae import cli
 from tests.evaluate.test_measures import stripes
 
 SMALL = {"epochs": 1, "seeds": 2, "batch_size": 20, "nll_samples": 2, "num_generated": 40, "latent_dim": 4}
@@ -75,6 +75,9 @@ def test_every_model_has_a_row_and_the_papers_figures_are_labelled(compared):
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
     assert "Figure 15" in page
+    assert {str(path.relative_to(out)) for path in (out / "files").glob("*/*")} == {
+        f"files/{name}-0/{part}.pte" for name in ("vae", "mvae") for part in ("encoder", "decoder")
+    }
 
 
 def test_a_model_that_fails_is_reported_and_does_not_stop_the_others(compared):
@@ -97,8 +100,11 @@ def test_what_is_finished_is_not_trained_again_what_failed_is_tried_again_and_a_
 ):
     out, _ = compared
     module = sys.modules["pyro_mvae.compare"]
-    original = module.deployed_cost
-    monkeypatch.setattr(module, "deployed_cost", lambda model, data: 1 / 0 if type(model) is VAE else original(model, data))
+    original = module.deploy
+    monkeypatch.setattr(
+        module, "deploy", lambda settings, name, *rest: 1 / 0 if name == "vae" else original(settings, name, *rest)
+    )
+    (out / "files/vae-0/decoder.pte").unlink()
     before = {path: path.stat().st_mtime_ns for path in (out / "checkpoints").iterdir()}
     command = ["compare", "--data", f"mnist:{folder}", "--models", "vae,betavae", "--out", str(out)]
     for name, value in {**SMALL, "processes": 1}.items():

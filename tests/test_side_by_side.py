@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from pyro_mvae.side_by_side import cores, side_by_side
 
@@ -45,14 +46,14 @@ def interrupted(number):
 def whereabouts(number):
     if number == 3:
         raise ValueError("three is too many")
-    return number, os.getpid(), torch.get_num_threads()
+    return number, os.getpid(), {torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info())}
 
 
 def test_cases_are_shared_by_processes_of_their_own():
     found = list(side_by_side(whereabouts, [(n,) for n in range(3)], processes=2))
     assert sorted(number for number, _, _ in found) == [0, 1, 2]
     assert os.getpid() not in {pid for _, pid, _ in found}
-    assert {threads for _, _, threads in found} == {max(cores() // 2, 1)}
+    assert all(threads == {max(cores() // 2, 1)} for _, _, threads in found)
 
 
 def test_what_fails_elsewhere_is_raised_here():

@@ -14,7 +14,7 @@ from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vae import codes
 
-CAS_STEPS = 600
+CAS_STEPS = 300
 """How long the classifier of CAS is trained."""
 
 
@@ -55,9 +55,9 @@ def train_classifier(
     """A classifier of images, uint8 or in [0, 1], by Adam with one cycle of the learning rate; the same for a seed.
 
     Args:
-        steps: when None, those of 15 epochs, from 150 to 1,500.
+        steps: when None, those of 15 epochs, from 150 to 1,000.
     """
-    steps = steps or min(max(15 * len(images) // batch_size, 150), 1500)
+    steps = steps or min(max(15 * len(images) // batch_size, 150), 1000)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         shape = (images.shape[1], images.shape[2], images.shape[3])

@@ -10,11 +10,13 @@ from torch import Tensor
 def moved(x: Tensor, *, rotation: float = 0.4, shift: float = 0.12, scale: float = 0.3) -> Tensor:
     """Each picture turned by up to `rotation` radians, shifted by up to a share of its side, scaled and sheared at random.
 
+    What comes in from beyond an edge is as the edge, so that a white background stays white.
+
     Shapes: (n, C, H, W) → (n, C, H, W).
 
     Example:
-        >>> moved(torch.ones(2, 1, 8, 8)).shape
-        torch.Size([2, 1, 8, 8])
+        >>> moved(torch.ones(2, 1, 8, 8)).allclose(torch.ones(2, 1, 8, 8))
+        True
     """
 
     def up_to(extent: float) -> Tensor:
@@ -27,7 +29,7 @@ def moved(x: Tensor, *, rotation: float = 0.4, shift: float = 0.12, scale: float
         torch.stack([sin, shear * sin + cos, up_to(2 * shift)], 1),
     ]
     places = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
-    return F.grid_sample(x, places, align_corners=False)
+    return F.grid_sample(x, places, padding_mode="border", align_corners=False)
 
 
 def upright(x: Tensor) -> Tensor:
