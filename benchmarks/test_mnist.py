@@ -165,12 +165,12 @@ def test_seconds_an_epoch(mnist, record):
 
 
 def test_mvae_seconds_an_epoch(mnist, record):
-    """mVAE with clusters and their penalty against the plain VAE, both with their usual nets, taking turns on one core."""
+    """mVAE with clusters, their penalty and θ′ against the plain VAE, both with their usual nets, taking turns on one core."""
     part = Data("part", Split(mnist.train.images[:6_400]), Split(mnist.test.images[:2]), binarization="dynamic")
     share = len(mnist.train) / len(part.train)
     cases: dict[str, tuple[Callable[[], VAE], tuple[penalties.Penalty, ...]]] = {
         "vae": (lambda: made(VAE, 0, 16), ()),
-        "mvae": (lambda: made(MVAE, 0, 16, num_clusters=10), (penalties.Invariant(50.0),)),
+        "mvae": (lambda: made(MVAE, 0, 16, num_clusters=10, theta="weights"), (penalties.Invariant(50.0),)),
     }
     figures = {}
     with one_core():

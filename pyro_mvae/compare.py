@@ -198,8 +198,8 @@ def made(settings: Settings, name: str, seed: int, data: Data) -> VAE:
 
 
 def num_classes(data: Data) -> int:
-    """How many labels the data have; 10 where they have none."""
-    return 10 if data.train.labels is None else int(data.train.labels.max()) + 1
+    """How many different labels the data have; 10 where they have none."""
+    return 10 if data.train.labels is None else len(data.train.labels.unique())
 
 
 def fitted(settings: Settings, name: str, seed: int, data: Data, out: Path, *, progress: Track = untracked) -> tuple[VAE, Any]:

@@ -38,8 +38,7 @@ def batches(
     """
     count = num_batches(len(images), batch_size=batch_size)
     require_bytes(images)
-    if binarization not in BINARIZATIONS:
-        raise ValueError(f"binarization is '{binarization}', expected one of: {', '.join(BINARIZATIONS)}")
+    require_binarization(binarization)
     if not 0 <= start <= count:
         raise ValueError(f"start is {start}, expected 0 to {count}, the number of batches")
     pixels = images.numpy()  # NumPy, as torch's threads cost more than they save on arrays of a batch's size
@@ -71,6 +70,24 @@ def binarize(images: Tensor, *, seed: int) -> Tensor:
     return torch.from_numpy(drawn(images.numpy(), stream(FIXED, seed)))
 
 
+def shown(images: Tensor, *, binarization: str = "none", seed: int = 0) -> Tensor:
+    """All images as a model is shown them to be measured: float32 in [0, 1], binarised once by `seed` where that is asked for.
+
+    Raises:
+        ValueError: for an unknown binarization, no images, or images to binarise that aren't uint8.
+
+    Example:
+        >>> shown(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
+        tensor([[[[0., 1.]]]])
+    """
+    require_binarization(binarization)
+    if not len(images):
+        raise ValueError("there are no images, expected 1 or more")
+    if binarization == "dynamic":
+        return binarize(images, seed=seed)
+    return images if images.is_floating_point() else images.float() / 255
+
+
 def num_batches(n: int, *, batch_size: int) -> int:
     """Return how many batches an epoch over n images has: the short one counts, a single image does not make one.
 
@@ -97,6 +114,11 @@ def stream(purpose: int, seed: int, *numbers: int) -> np.random.Generator:
     if min(seed, *numbers, 0) < 0:
         raise ValueError(f"seed {seed} with {numbers}: expected no negative seed or epoch")
     return np.random.default_rng((purpose, seed, *numbers))
+
+
+def require_binarization(binarization: str) -> None:
+    if binarization not in BINARIZATIONS:
+        raise ValueError(f"binarization is '{binarization}', expected one of: {', '.join(BINARIZATIONS)}")
 
 
 def require_bytes(images: Tensor) -> None:

@@ -16,7 +16,7 @@ class Split:
     one entry a picture. What the source doesn't tell is None.
 
     Raises:
-        ValueError: when the images aren't uint8 with four dimensions, or the lengths differ.
+        ValueError: when the images aren't uint8 with four dimensions, the labels no whole numbers from 0, or the lengths differ.
 
     Example:
         >>> split = Split(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), captions=("one", "two"))
@@ -33,6 +33,12 @@ class Split:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             found = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
             raise ValueError(f"images are {found}, expected torch.uint8 of shape (n, C, H, W)")
+        labels = self.labels
+        if labels is not None and (labels.dtype != torch.int64 or labels.ndim != 1 or (len(labels) and int(labels.min()) < 0)):
+            low = f", the least {labels.min().item():g}" if labels.numel() else ""
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}{low}, expected torch.int64 of shape (n,), 0 or more"
+            )
         for name in ("labels", "captions", "tags"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self):

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from pyro_mvae.data import Split, binarize
+from pyro_mvae.data import Split, shown
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.models import VAE
@@ -33,8 +33,13 @@ def labels_of(split: Split) -> np.ndarray:
 def active_units(model: VAE, images: Tensor) -> Measurement:
     """The number of dimensions whose posterior mean varies between images by more than 0.01.
 
+    Raises:
+        ValueError: for fewer than two images.
+
     Source: Burda, Grosse and Salakhutdinov, 2016.
     """
+    if len(images) < 2:
+        raise ValueError(f"there are {len(images)} images, expected 2 or more: what is measured is how codes vary between them")
     found = int((codes(model, images).var(0) > ACTIVE).sum())
     protocol = f"variance of the posterior mean above {ACTIVE}, of {model.latent_dim} dimensions"
     return Measurement("active units", float(found), "dimensions", protocol, len(images))
@@ -48,7 +53,7 @@ def rate_distortion(
     objective, rates, distortions = Objective(model.eval()), [], []
     device = next(model.parameters()).device
     for seed in seeds:
-        xs = binarize(images, seed=seed) if binarization == "dynamic" else images.float() / 255
+        xs = shown(images, binarization=binarization, seed=seed)
         rate = distortion = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -92,7 +97,7 @@ def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0)
     as there are classes; labels serve for the map alone.
     """
     labels = labels_of(test)
-    num_classes = int(labels_of(train).max()) + 1
+    num_classes = len(np.unique(labels_of(train)))
     if model.num_clusters is not None:
         found, protocol = assigned(model, test.images), "the model's own clusters"
     else:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pyro_mvae.data import binarize
+from pyro_mvae.data import shown
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.nets.conv import swift
 
@@ -74,7 +74,7 @@ def negative_log_likelihood(
         chunk: how many codes are decoded at a time; few enough for a processor's caches.
 
     Raises:
-        ValueError: for less than one sample or repeat.
+        ValueError: for less than one sample or repeat, no images or some of another shape, or an unknown binarization.
 
     Source: Burda, Grosse and Salakhutdinov, 2016.
 
@@ -106,9 +106,8 @@ def seeded(images: Tensor, seeds: Iterable[int], *, batch: int, binarization: st
     """Batches of images in [0, 1], once for each seed, which decides their binarisation and all noise from there on."""
     for seed in seeds:
         torch.manual_seed(seed)
-        xs = binarize(images, seed=seed) if binarization == "dynamic" else images
-        for x in xs.split(batch):
-            yield seed, x if x.is_floating_point() else x.float() / 255
+        for x in shown(images, binarization=binarization, seed=seed).split(batch):
+            yield seed, x
 
 
 def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int, *, chunk: int = 200) -> Tensor:

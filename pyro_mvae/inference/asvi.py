@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.data import Data
-from pyro_mvae.data.batches import binarize
+from pyro_mvae.data.batches import shown
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.inference import checkpoint as files
 from pyro_mvae.inference.compiled import BACKENDS, Graph, compile_gradients
@@ -271,7 +271,7 @@ def negative_bound(model: nn.Module, images: Tensor, *, binarization: str = "non
     The noise and the binarisation follow from the seed.
     """
     device, was_training = next(model.parameters()).device, model.training
-    xs = binarize(images, seed=seed) if binarization == "dynamic" else images.float() / 255
+    xs = shown(images, binarization=binarization, seed=seed)
     objective, total = Objective(model.eval()), 0.0
     with own_noise():
         torch.manual_seed(seed)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.data import Data
 from pyro_mvae.models.vade import found_clusters
-from pyro_mvae.models.vae import VAE, positive
+from pyro_mvae.models.vae import VAE, checked_cluster, positive
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import make_nets
 
@@ -96,6 +96,7 @@ class GMVAE(VAE):
 
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """z, drawn from q, and log p(w) Σ_y p(y) p(z|w, y) − log q(w|x) q(z|x)."""
+        self.check(x)
         style, posterior = self.style_posterior(x), self.posterior(x)
         w, z = style.sample((num_samples,)), posterior.sample((num_samples,))
         log_prior = self.style_prior(x.shape[0]).log_prob(w) + self.components.log_prob(w, z).logsumexp(-1)
@@ -122,7 +123,9 @@ class GMVAE(VAE):
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""
         loc, scale = self.components(self.style_prior(n).sample())
-        y = torch.randint(self.components.shape[0], (n,)) if cluster is None else torch.full((n,), cluster)
+        num_clusters = self.components.shape[0]
+        some = torch.randint(num_clusters, (n,))
+        y = some if cluster is None else torch.full_like(some, checked_cluster(cluster, num_clusters))
         place = torch.arange(n), y.to(loc.device)
         return self.decode(dist.Normal(loc[place], scale[place]).sample())
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_mvae.data import Data
 from pyro_mvae.models.mixture import Gaussians, Mixture, likeliest, of_clusters
 from pyro_mvae.models.neighbours import Reader, labelled, neighbourhoods
-from pyro_mvae.models.vae import VAE, codes, positive, register_children
+from pyro_mvae.models.vae import VAE, checked_cluster, codes, positive, register_children
 
 
 class VaDE(VAE):
@@ -63,6 +63,7 @@ class VaDE(VAE):
         """Pictures, of one cluster or of all; (n, C, H, W)."""
         if cluster is None:
             return super().generate(n)
+        cluster = checked_cluster(cluster, self.clustered.loc.shape[0])
         loc, scale = self.clustered.loc[cluster], self.clustered.log_scale[cluster].exp()
         return self.decode(loc + scale * torch.randn(n, self.latent_dim, device=loc.device))
 
@@ -80,7 +81,7 @@ class VaDE(VAE):
             how: more settings of `fit`.
 
         Raises:
-            ValueError: for an unknown start, or a model without clusters.
+            ValueError: for an unknown start, fewer images than clusters, or a model without clusters.
         """
         self.clustered.start(found_clusters(self, data, start, fit=fit, seed=seed, **how))
 
@@ -94,6 +95,8 @@ def found_clusters(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[.
         raise ValueError(f"start is {start!r}, expected one of: {', '.join(STARTS)}")
     images = data.train.images if isinstance(data, Data) else data
     assert vae.num_clusters is not None
+    if len(images) < vae.num_clusters:
+        raise ValueError(f"there are {len(images)} images, expected {vae.num_clusters} or more, one for each cluster")
     if start == "autoencoder":
         fit(Autoencoder(vae), data, seed=seed, **how)
         return likeliest(codes(vae, images), vae.num_clusters, seed=seed)

@@ -147,6 +147,7 @@ class VAE(nn.Module):
 
         Shapes: (n, C, H, W) → (K, n, …) each, (K, n).
         """
+        self.check(x)
         posterior = self.posterior(x)
         z = posterior.sample((num_samples,))
         weights = self.prior(x.shape[0]).log_prob(z) - posterior.log_prob(z)
@@ -162,7 +163,9 @@ class VAE(nn.Module):
         return self.encoder(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        """σ(η), the location of p(x|z), as a picture in [0, 1]; (n, C, H, W)."""
+        """σ(η), the location of p(x|z), as a picture in [0, 1]; (n, latent_dim) → (n, C, H, W)."""
+        if z.ndim != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(f"expected codes of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
         return self.decoder(z).sigmoid()
 
     @torch.no_grad()
@@ -258,6 +261,12 @@ def checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
         )
     channels, height, width = (int(n) for n in image_shape)
     return channels, height, width
+
+
+def checked_cluster(cluster: int, num_clusters: int) -> int:
+    if not 0 <= cluster < num_clusters:
+        raise ValueError(f"cluster is {cluster}, expected 0 to {num_clusters - 1}")
+    return cluster
 
 
 def positive(number: int, name: str) -> int:

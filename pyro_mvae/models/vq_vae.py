@@ -96,6 +96,7 @@ class VQVAE(VAE):
 
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """The one code that q gives, K times, and its log p(z)."""
+        self.check(x)
         z = self.posterior(x).sample()
         weights = self.prior(x.shape[0]).log_prob(z)
         return (z.expand(num_samples, *z.shape),), weights.expand(num_samples, -1)

@@ -127,6 +127,9 @@ def test_splits_and_data_must_be_consistent():
         Split(images.float())
     with pytest.raises(ValueError, match=r"of shape \(1, 8, 8\)"):
         Split(images[0])
+    for labels in (torch.tensor([-1, 0]), torch.tensor([0.0, 1.0]), torch.zeros(2, 1).long()):
+        with pytest.raises(ValueError, match="labels are torch"):
+            Split(images, labels=labels)
     with pytest.raises(ValueError, match="1 captions for 2 images"):
         Split(images, captions=("one",))
     with pytest.raises(ValueError, match="expected one shape"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,6 +195,25 @@ def test_every_model_is_measured_by_every_measure(name):
         probabilities = vae.clusters(test.images.float() / 255)
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(40))
         assert vae.generate(2, cluster=1).shape == (2, 1, 16, 16)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_likelihood_of_what_cannot_be_measured_is_explained(name):
+    vae, images = MODELS[name]((1, 16, 16)), torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"\(n, 1, 16, 16\), got \(2, 1, 16, 8\)"):
+        evaluate.negative_log_likelihood(vae, images[..., :8])
+    for measure in (evaluate.negative_log_likelihood, evaluate.rate_distortion):
+        with pytest.raises(ValueError, match="there are no images"):
+            measure(vae, images[:0])
+        with pytest.raises(ValueError, match="binarization is 'dyn'"):
+            measure(vae, images, binarization="dyn")
+    with pytest.raises(ValueError, match="1 images, expected 2 or more"):
+        evaluate.active_units(vae, images[:1])
+
+
+def test_labels_need_not_be_the_first_numbers(sets, fitted):
+    train, test = (replace(split, labels=7 * split.labels + 5) for split in sets)
+    assert evaluate.clustering_accuracy(fitted, train, test) == evaluate.clustering_accuracy(fitted, *sets)
 
 
 def test_data_without_labels_are_refused(sets, fitted):

@@ -118,6 +118,11 @@ def test_a_batch_of_one_and_a_wrong_shape(name):
             call(torch.zeros(2, 1, 16, 16).byte())
     with pytest.raises(ValueError, match="num_samples is 0"):
         vae.predictive(x_for((1, 16, 16), 2), num_samples=0)
+    with pytest.raises(ValueError, match=rf"\(n, {vae.latent_dim}\), got \(2, {vae.latent_dim + 1}\)"):
+        vae.decode(torch.zeros(2, vae.latent_dim + 1))
+    if vae.num_clusters is not None:
+        with pytest.raises(ValueError, match="cluster is 3, expected 0 to 2"):
+            vae.generate(2, cluster=3)
 
 
 @given(st.sampled_from(sorted(MODELS)), st.sampled_from([1, 3]), st.integers(8, 40), st.integers(8, 40), st.integers(2, 6))
