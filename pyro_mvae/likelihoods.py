@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.func import functional_call
+
+from pyro_mvae.nets.quantized import QuantizedConv
 
 USUAL_PRECISION = 100.0  # of pixels in [0, 1]: a scale of 0.1
 
@@ -246,7 +249,8 @@ class Weights(nn.Module):
     """θ′ = weights of rank r in the decoder's last layer, for each image: W + Σᵣ θ′ᵣ uᵣ ⊗ vᵣ, θ′ ~ N(0, I); (n, r).
 
     The directions uᵣ ⊗ vᵣ, an output channel by a kernel over the layer's inputs, are parameters of θ. The layer is linear, so
-    that its output changes by u (θ′ ⊙ v(h)), h its input: no weight is ever made for an image.
+    that its output changes by u (θ′ ⊙ v(h)), h its input: no weight is ever made for an image. A quantised layer
+    rounds its v as well.
 
     Args:
         decoder: whose last linear or convolutional layer it is.
@@ -265,8 +269,8 @@ class Weights(nn.Module):
     def __init__(self, decoder: nn.Module, rank: int):
         super().__init__()
         self.size = rank
-        last = last_layer(decoder)
-        self.down: nn.Module
+        _, last = last_layer(decoder)
+        self.down: nn.Linear | nn.Conv2d | nn.ConvTranspose2d
         self.up: nn.Module
         if isinstance(last, nn.Linear):
             self.down = nn.Linear(last.in_features, rank, bias=False)
@@ -296,23 +300,31 @@ class Weights(nn.Module):
         return likelihood(self.decode(decoder, z, theta))
 
     def decode(self, decoder: nn.Module, z: Tensor, theta: Tensor) -> Tensor:
-        """The decoder's output with the weights θ′ added to its last layer."""
+        """The decoder's output with the weights θ′ added to its last layer, which computes v(h) beside its own channels."""
+        name, layer = last_layer(decoder)
+        axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+        sizes = [layer.weight.shape[axis], self.size]
+        wide = {f"{name}.weight".lstrip("."): torch.cat([layer.weight, self.down.weight], axis)}
+        if layer.bias is not None:
+            wide[f"{name}.bias".lstrip(".")] = torch.cat([layer.bias, layer.bias.new_zeros(self.size)])
 
-        def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            h = self.down(inputs[0])
-            return output + self.up(h * theta.reshape(*theta.shape, *[1] * (h.ndim - 2)))
+        def add(computed_by: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            own, h = output.split(sizes, 1)
+            return own + self.up(h * theta.reshape(*theta.shape, *[1] * (h.ndim - 2)))
 
-        handle = last_layer(decoder).register_forward_hook(add)
+        parent = decoder.get_submodule(name.rpartition(".")[0])
+        handle = (parent if isinstance(parent, QuantizedConv) else layer).register_forward_hook(add)
         try:
-            return decoder(z)
+            return functional_call(decoder, wide, (z,))
         finally:
             handle.remove()
 
 
-def last_layer(decoder: nn.Module) -> nn.Linear | nn.Conv2d | nn.ConvTranspose2d:
-    """The last linear or convolutional layer of a net, in the order they were made."""
-    layers = [layer for layer in decoder.modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
-    if not layers or getattr(layers[-1], "groups", 1) > 1:
+def last_layer(decoder: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d | nn.ConvTranspose2d]:
+    """The last linear or convolutional layer of a net, in the order they were made, and its name."""
+    modules = decoder.named_modules()
+    layers = [(name, layer) for name, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+    if not layers or getattr(layers[-1][1], "groups", 1) > 1:
         raise ValueError("Bayesian weights need a decoder whose last layer is a Linear, Conv2d or ConvTranspose2d of one group")
     return layers[-1]
 

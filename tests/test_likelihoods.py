@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
 
-from pyro_mvae import MVAE, VAE, Objective, PruneChannels, fit, load_model, negative_log_likelihood, save_model
+from pyro_mvae import MVAE, VAE, Objective, PruneChannels, Quantize, fit, load_model, negative_log_likelihood, save_model
 from pyro_mvae.inference import compile_gradients
 from pyro_mvae.likelihoods import (
     LIKELIHOODS,
@@ -234,6 +234,20 @@ def test_weights_are_drawn_for_each_image():
             single[1].weight.data = last.weight + torch.einsum(equation, up, down)
             single[1].bias.data = last.bias
             torch.testing.assert_close(got[i : i + 1], single(z[i : i + 1]), atol=1e-5, rtol=1e-4)
+
+
+def test_weights_are_drawn_in_a_quantised_decoder_too():
+    """What the float decoder computes, but for rounding: θ′ must not be lost where the layer is replaced."""
+    vae = vae_with("bernoulli", "weights")
+    quantized = Quantize()(vae).train()
+    z, theta = torch.randn(64, vae.latent_dim), 30 * torch.randn(64, vae.theta.size)
+    for _ in range(50):
+        quantized.theta.decode(quantized.decoder, z, theta)
+    vae, quantized = vae.eval(), quantized.eval()
+    plain, expected = vae.decoder(z), vae.theta.decode(vae.decoder, z, theta)
+    error = (quantized.theta.decode(quantized.decoder, z, theta) - expected).square().mean().sqrt()
+    assert error < 0.2 * (expected - plain).square().mean().sqrt()
+    assert torch.equal(quantized.theta.decode(quantized.decoder, z, torch.zeros_like(theta)), quantized.decoder(z))
 
 
 def test_mistakes_are_explained():
