@@ -127,24 +127,28 @@ def slug(prompt: str) -> str:
 def run(prompt: str, data: Data, folder: Path, how: dict[str, Any], *, progress: Track) -> Experiment:
     """One experiment, with its table and pictures in its folder; read where it is done."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "experiment.json"
-    if settings.exists() and json.loads(settings.read_text(encoding="utf-8"))["how"] != how:
+    settings, path = folder / "experiment.json", folder / "model.safetensors"
+    about: dict[str, Any] = {"prompt": prompt, "how": how, "seconds": 0.0, "num_images": len(data.train)}
+    if settings.exists():
+        about = json.loads(settings.read_text(encoding="utf-8"))
+    if about["how"] != how:
         raise ValueError(f"{folder} holds an experiment with other settings: give another --out")
     vae = initialized(model_class(how["model"]), data, latent_dim=how["latent_dim"], seed=how["seed"])
-    begun, known = time.perf_counter(), settings.exists()
-    vae, history = fit_stage(
-        vae,
-        data,
-        folder / "model.safetensors",
-        resume=True,
-        initialize=True,
-        progress=progress,
-        description=prompt,
-        **{name: how[name] for name in ("epochs", "batch_size", "lr", "seed")},
-    )
-    seconds = time.perf_counter() - begun
-    if known:
-        seconds = json.loads(settings.read_text(encoding="utf-8"))["seconds"]
+    begun, known = time.perf_counter(), path.exists()
+    try:
+        vae, history = fit_stage(
+            vae,
+            data,
+            path,
+            resume=True,
+            initialize=True,
+            progress=progress,
+            description=prompt,
+            **{name: how[name] for name in ("epochs", "batch_size", "lr", "seed")},
+        )
+    finally:  # a run that is interrupted has taken its time as well
+        about["seconds"] += 0.0 if known else round(time.perf_counter() - begun, 2)
+        write_text(settings, json.dumps(about, indent=2) + "\n")
     bound = negative_bound(vae, data.test.images, binarization=data.binarization) if len(data.test) else None
     table = logged(history)
     pictures = {
@@ -158,9 +162,8 @@ def run(prompt: str, data: Data, folder: Path, how: dict[str, Any], *, progress:
             temporary.write_bytes(content)
     write_text(folder / "history.csv", history.to_csv(index=False))
     write_text(folder / "table.csv", table.to_csv(index=False))
-    about = {"prompt": prompt, "how": how, "seconds": round(seconds, 2), "num_images": len(data.train), "test_loss": bound}
-    write_text(settings, json.dumps(about, indent=2) + "\n")
-    return Experiment(prompt, table, round(seconds, 2), len(data.train), bound)
+    write_text(settings, json.dumps(about | {"test_loss": bound}, indent=2) + "\n")
+    return Experiment(prompt, table, round(about["seconds"], 2), len(data.train), bound)
 
 
 def logged(history: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ sample site `theta`: the precision of the pixels, or weights of the decoder's la
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -281,6 +281,13 @@ class Weights(nn.Module):
             self.up = nn.Conv2d(rank, last.out_channels, 1, bias=False)
         with torch.no_grad():
             self.up.get_parameter("weight").mul_(0.1)
+
+    def keep_inputs(self, channels: Sequence[int]) -> None:
+        """Drop the inputs of v that the layer has lost, after pruning."""
+        axis = 0 if isinstance(self.down, nn.ConvTranspose2d) else 1
+        chosen = torch.tensor(channels, device=self.down.weight.device)
+        self.down.weight = nn.Parameter(self.down.weight.detach().index_select(axis, chosen))
+        setattr(self.down, "in_features" if isinstance(self.down, nn.Linear) else "in_channels", len(channels))
 
     def prior(self, n: int) -> TorchDistributionMixin:
         """p(θ′) for n images."""

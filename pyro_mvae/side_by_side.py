@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ def side_by_side(function: Callable[..., Result], cases: Sequence[tuple[Any, ...
     """
     processes = min(processes, max(len(cases), 1))
     threads = max(cores() // processes, 1)
-    spawn = multiprocessing.get_context("spawn")
+    spawn, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     with (
         terminated_as_interrupted(),
         ProcessPoolExecutor(processes, mp_context=spawn, initializer=begin, initargs=(threads,)) as pool,
@@ -47,7 +48,8 @@ def side_by_side(function: Callable[..., Result], cases: Sequence[tuple[Any, ...
                     yield future.result()
         except BaseException:
             for process in multiprocessing.active_children():
-                process.terminate()
+                if process not in others:
+                    process.terminate()
             raise
 
 
@@ -68,7 +70,10 @@ def interruptible(function: Callable[..., Result], case: tuple[Any, ...]) -> Res
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C."""
+    """SIGTERM is as Ctrl-C; outside the main thread, where Python lets nobody say so, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(received: int, frame: Any) -> None:
         raise KeyboardInterrupt

@@ -71,8 +71,6 @@ EXPORTERS: dict[str, tuple[Callable[..., Any], str, dict[str, str]]] = {
     "export_onnx": (export.export_onnx, ".onnx", {}),
 }
 
-EXPORTED_MODELS = models.__all__
-
 
 def public_functions(module: Any) -> set[str]:
     """Names of the public functions and classes that a module defines itself."""

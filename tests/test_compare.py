@@ -161,4 +161,4 @@ def test_data_without_labels_have_no_accuracies(tmp_path):
     table = (tmp_path / "out/table9.md").read_text()
     assert "clustering %" not in table
     assert "| NLL, nats |" in table
-    assert comparison.table["KID (EfficientNet-Lite0)"].notna().all() == ("| KID |" in table)
+    assert "| KID |" not in table  # the pictures are grey

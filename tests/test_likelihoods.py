@@ -262,8 +262,24 @@ def test_mistakes_are_explained():
             VAE((1, 16, 16), 4, **wrong)
 
 
-def test_a_precision_survives_pruning_and_bayesian_weights_refuse_it():
-    pruned = PruneChannels(ratio=0.5)(vae_with("logistic", "gamma"))
-    pruned.conditional(torch.randn(2, 4))
-    with pytest.raises(ValueError, match="Bayesian weights"):
-        PruneChannels(ratio=0.5)(vae_with("logistic", "weights"))
+@pytest.mark.parametrize("theta", ["gamma", "weights"])
+@pytest.mark.parametrize("net", ["conv", "mobile", "mlp"])
+def test_a_bayesian_likelihood_survives_pruning(theta, net, images, tmp_path):
+    vae = VAE((1, 16, 16), 4, net=net, widths=(8, 12), hidden=16, likelihood="logistic", theta=theta)
+    pruned = PruneChannels(ratio=0.5)(vae)
+    fit(pruned, images[:64], epochs=1)
+    save_model(tmp_path / "pruned.safetensors", pruned)
+    loaded, z, values = load_model(tmp_path / "pruned.safetensors"), torch.randn(2, 4), torch.ones(2, vae.theta.size)
+    x = images[:2].float() / 255
+    assert torch.equal(*(each.eval().conditional(z, values).log_prob(x) for each in (loaded, pruned)))
+
+
+def test_bayesian_weights_keep_the_channels_that_their_layer_keeps():
+    vae, gone, kept = vae_with("bernoulli", "weights"), torch.tensor([1, 3, 4, 6]), torch.tensor([0, 2, 5, 7])
+    last, before = vae.decoder.body[-1], vae.decoder.body[-2]
+    for tensor in (last.weight, before[0].weight.transpose(0, 1)):
+        tensor.data[gone] *= 1e-4
+    pruned = PruneChannels(ratio=0.5)(vae)
+    assert torch.equal(pruned.decoder.body[-1].weight, last.weight[kept])
+    assert torch.equal(pruned.theta.down.weight, vae.theta.down.weight[kept])
+    assert pruned.theta.down.in_channels == 4

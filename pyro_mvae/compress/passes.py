@@ -10,7 +10,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, fx, nn
 
-from pyro_mvae.likelihoods import Weights
+from pyro_mvae.likelihoods import Weights, last_layer
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules
 from pyro_mvae.nets.quantized import is_quantized, quantized_pair
@@ -30,7 +30,7 @@ class PruneChannels:
         round_to: what the number of channels kept is a multiple of.
 
     Raises:
-        ValueError: for a ratio that can't be, a quantised model, Bayesian weights, or a layer that could not be pruned as asked.
+        ValueError: for a ratio that can't be, a quantised model, or a layer that could not be pruned as asked.
 
     Example:
         >>> from pyro_mvae.models import MVAE
@@ -51,14 +51,11 @@ class PruneChannels:
     def __call__(self, model: Model) -> Model:
         if is_quantized(model):
             raise ValueError("a quantised model can't be pruned: prune first, then quantise")
-        if isinstance(model.theta, Weights):
-            raise ValueError(
-                "Bayesian weights are tied to the channels of the decoder's last layer, which pruning changes: "
-                "prune a model with theta=None, or a random precision"
-            )
         model = copy.deepcopy(model)
         for net, example in model.deployable().values():
-            prune(net, example, ratio=self.ratio, round_to=self.round_to)
+            kept = prune(net, example, ratio=self.ratio, round_to=self.round_to)
+            if net is model.decoder and isinstance(model.theta, Weights):
+                model.theta.keep_inputs(kept[last_layer(net)[0]])
         model.passes = (*model.passes, repr(self))
         return model
 
@@ -85,8 +82,8 @@ class Quantize:
         return model
 
 
-def prune(net: nn.Module, example: Tensor, *, ratio: float, round_to: int) -> None:
-    """Prune one net in place and check, layer by layer, that what was asked for was done."""
+def prune(net: nn.Module, example: Tensor, *, ratio: float, round_to: int) -> dict[str, list[int]]:
+    """Prune one net in place and check, layer by layer, that what was asked for was done; the input channels each layer kept."""
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, CONVOLUTIONS)}
     outputs = output_layers(net)
     targets = {
@@ -97,13 +94,21 @@ def prune(net: nn.Module, example: Tensor, *, ratio: float, round_to: int) -> No
     shapes = output_shapes(net, example)
     # a hair above the share itself: torch-pruning rounds the number of channels kept down
     ratios = {layers[name]: 1 - (kept + 0.01) / layers[name].out_channels for name, kept in targets.items()}
-    tp.pruner.BasePruner(
+    inputs = {name: set(range(layer.in_channels)) for name, layer in layers.items()}
+    names = {layer: name for name, layer in layers.items()}
+    pruner = tp.pruner.BasePruner(
         net.eval(),
         torch.cat([example, example]),
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio_dict={layer: max(share, 0.0) for layer, share in ratios.items()},
         ignored_layers=[layers[name] for name in outputs],
-    ).step()
+    )
+    for group in pruner.step(interactive=True) or ():
+        for dependency, indices in group:
+            layer = dependency.target.module
+            if layer in names and pruner.DG.is_in_channel_pruning_fn(dependency.handler):
+                inputs[names[layer]] -= set(indices)
+        group.prune()
     net.train(was_training)
     for name, layer in layers.items():
         if layer.out_channels != targets[name]:
@@ -114,6 +119,7 @@ def prune(net: nn.Module, example: Tensor, *, ratio: float, round_to: int) -> No
 
     if output_shapes(net, example) != shapes:
         raise ValueError("the pruned net does not compute any more: its channels are tied to its input's, which can't be pruned")
+    return {name: sorted(kept) for name, kept in inputs.items()}
 
 
 @torch.no_grad()

@@ -42,18 +42,20 @@ class PowerSpherical(Directional):
         return (first - second) / (first + second)
 
     def log_normalizer(self) -> Tensor:
-        """The logarithm of what (1 + locᵀx)^κ is multiplied by."""
+        """The logarithm of what (1 + locᵀx)^κ is multiplied by; in float64, where a difference of large numbers survives."""
         first, second = self.shapes
-        return -(first + second) * math.log(2) - second * math.log(math.pi) - torch.lgamma(first) + torch.lgamma(first + second)
+        wide = first.double()
+        return -(wide + second) * math.log(2) - second * math.log(math.pi) - torch.lgamma(wide) + torch.lgamma(wide + second)
 
     def log_prob(self, value: Tensor) -> Tensor:
         t = (self.loc * value).sum(-1).clamp(min=-1 + 1e-7)
-        return self.concentration * torch.log1p(t) + self.log_normalizer()
+        return (self.concentration * torch.log1p(t.double()) + self.log_normalizer()).to(t.dtype)
 
     def entropy(self) -> Tensor:
         first, second = self.shapes
-        mean_log = math.log(2) + torch.digamma(first) - torch.digamma(first + second)
-        return -self.log_normalizer() - self.concentration * mean_log
+        wide = first.double()
+        mean_log = math.log(2) + torch.digamma(wide) - torch.digamma(wide + second)
+        return (-self.log_normalizer() - self.concentration.double() * mean_log).to(first.dtype)
 
 
 @register_kl(PowerSpherical, SphereUniform)

@@ -37,7 +37,7 @@ class VonMisesFisher(Directional):
     """
 
     def cosine(self, sample_shape: Any) -> Tensor:
-        return _cosine(self.concentration.expand(*sample_shape, *self.batch_shape), self.dim)
+        return _cosine(self.concentration.expand(torch.Size(sample_shape) + self.batch_shape), self.dim)
 
     def mean_cosine(self) -> Tensor:
         return mean_cosine(self.concentration, self.dim)
@@ -46,7 +46,8 @@ class VonMisesFisher(Directional):
         return self.concentration * (self.loc * value).sum(-1) + log_normalizer(self.concentration, self.dim)
 
     def entropy(self) -> Tensor:
-        return -self.concentration * self.mean_cosine() - log_normalizer(self.concentration, self.dim)
+        wide = self.concentration.double()  # where the difference of two large numbers survives
+        return (-wide * mean_cosine(wide, self.dim) - log_normalizer(wide, self.dim)).to(self.concentration.dtype)
 
 
 @register_kl(VonMisesFisher, SphereUniform)
@@ -57,12 +58,12 @@ def kl_to_uniform(p: VonMisesFisher, q: SphereUniform) -> Tensor:
 
 @torch.no_grad()
 def draw_cosine(kappa: Tensor, dim: int) -> Tensor:
-    """t ~ p(t) ∝ exp(κt) (1 − t²)^{(d−3)/2}, by rejection; every element is drawn until it is accepted."""
+    """t ~ p(t) ∝ exp(κt) (1 − t²)^{(d−3)/2}, by rejection, until every element is accepted; NaN where κ is not finite."""
     wide, m = kappa.double().flatten(), dim - 1
     b = m / (2 * wide + torch.sqrt(4 * wide**2 + m**2))
     x = (1 - b) / (1 + b)
     c = wide * x + m * torch.log1p(-(x**2))
-    drawn, open_ = torch.empty_like(wide), torch.arange(wide.numel(), device=wide.device)
+    drawn, open_ = torch.full_like(wide, torch.nan), wide.isfinite().nonzero()[:, 0]
     proposal = torch.distributions.Beta(wide.new_tensor(m / 2), wide.new_tensor(m / 2), validate_args=False)
     while open_.numel():
         epsilon, b_, x_ = proposal.sample(open_.shape), b[open_], x[open_]

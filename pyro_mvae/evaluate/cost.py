@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.models import VAE
+from pyro_mvae.models.vq_vae import Codebook
 from pyro_mvae.nets.quantized import QuantizedConv
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, QuantizedConv)
 
 
 def num_params(model: nn.Module) -> int:
-    """Numbers a model learned.
+    """Numbers a model learned, those of a codebook, which no gradient moves, included.
 
     Example:
         >>> num_params(nn.Linear(3, 2))
         8
     """
-    return sum(parameter.numel() for parameter in model.parameters())
+    codebooks = [module.vectors for module in model.modules() if isinstance(module, Codebook)]
+    return sum(tensor.numel() for tensor in [*model.parameters(), *codebooks])
 
 
 @torch.no_grad()

@@ -56,7 +56,13 @@ def train_classifier(
 
     Args:
         steps: when None, those of 15 epochs, from 150 to 1,000.
+
+    Raises:
+        ValueError: when there is not one label, from 0 on, for each image.
     """
+    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.min() < 0:
+        given = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"expected {len(images)} labels, from 0 on, one for each image, got {given}")
     steps = steps or min(max(15 * len(images) // batch_size, 150), 1000)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,6 +104,7 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
     labels = labels_of(train)
     wanted = np.unique(labels)
     each = -(-num_images // len(wanted))
+    was_training = model.training
     model.eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -114,7 +121,8 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
             z = codes(model, train.images)
             of_label = [z[torch.as_tensor(labels == label)] for label in wanted]
             pictures = [model.decode(model.draw_like(some, each)) for some in of_label]
-            how = "decoded from codes drawn like those of the label's training images"
+            how = f"decoded from codes drawn like those of the label's training images, {model.likeness}"
+    model.train(was_training)
     return torch.cat(pictures).cpu(), torch.as_tensor(wanted).repeat_interleave(each), how
 
 

@@ -53,6 +53,7 @@ def kid(
     name = NAME if features is None else "KID"
     features = features or efficientnet_features()
     real = embedded(images[:num_images].float() / 255, features)
+    was_training = model.training
     model.eval()
     values = []
     for repeat in range(repeats):
@@ -60,6 +61,7 @@ def kid(
             torch.manual_seed(seed + repeat)
             drawn = torch.cat([model.generate(len(part)).cpu() for part in torch.arange(num_images).split(100)])
         values.append(1000 * float(discrepancy(real, embedded(drawn, features))))
+    model.train(was_training)
     protocol = f"squared MMD × 1000 under (f·f′/d + 1)³ between {num_images} pictures drawn and {len(real)} test images"
     seeds = tuple(range(seed, seed + repeats))
     return over_repeats(values, name=name, unit="", protocol=protocol, num_images=len(real), num_samples=num_images, seeds=seeds)

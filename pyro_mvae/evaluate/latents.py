@@ -21,6 +21,7 @@ from pyro_mvae.models.vae import codes
 
 ACTIVE = 0.01
 NEIGHBOURS = 5
+CODES = "codes are those of images as they are, not binarised"
 
 
 def labels_of(split: Split) -> np.ndarray:
@@ -41,7 +42,7 @@ def active_units(model: VAE, images: Tensor) -> Measurement:
     if len(images) < 2:
         raise ValueError(f"there are {len(images)} images, expected 2 or more: what is measured is how codes vary between them")
     found = int((codes(model, images).var(0) > ACTIVE).sum())
-    protocol = f"variance of the posterior mean above {ACTIVE}, of {model.latent_dim} dimensions"
+    protocol = f"variance of the posterior mean above {ACTIVE}, of {model.latent_dim} dimensions; {CODES}"
     return Measurement("active units", float(found), "dimensions", protocol, len(images))
 
 
@@ -50,7 +51,8 @@ def rate_distortion(
     model: VAE, images: Tensor, *, binarization: str = "none", seeds: Sequence[int] = (0,), chunk: int = 500
 ) -> tuple[Measurement, Measurement]:
     """The rate, KL(q(z|x) ‖ p(z)) and that of θ′, and the distortion, −E_q[log p(x|z)], in nats per image; their sum is −ELBO."""
-    objective, rates, distortions = Objective(model.eval()), [], []
+    was_training, rates, distortions = model.training, [], []
+    objective = Objective(model.eval())
     device = next(model.parameters()).device
     for seed in seeds:
         xs = shown(images, binarization=binarization, seed=seed)
@@ -63,6 +65,7 @@ def rate_distortion(
                 distortion += float(terms["likelihood"]) * len(x)
         rates.append(rate / len(images))
         distortions.append(distortion / len(images))
+    model.train(was_training)
     about = {"unit": "nats", "protocol": f"binarisation {binarization}", "num_images": len(images), "seeds": tuple(seeds)}
     return over_repeats(rates, name="rate", **about), over_repeats(distortions, name="distortion", **about)
 
@@ -71,17 +74,19 @@ def matched(clusters: np.ndarray, labels: np.ndarray, *, num_clusters: int = 0) 
     """The one-to-one map from clusters to labels that gets most images right, by the Hungarian algorithm.
 
     Clusters beyond the number of labels have none. Of `num_clusters`, also those without images are given a label that is left.
+    Labels are whatever numbers they are.
 
     Example:
         >>> matched(np.array([2, 2, 0, 0, 1]), np.array([0, 0, 1, 1, 2]))
         {0: 1, 1: 2, 2: 0}
-        >>> matched(np.array([0, 0]), np.array([1, 1]), num_clusters=2)
-        {0: 1, 1: 0}
+        >>> matched(np.array([0, 0, 0]), np.array([7, 7, 5]), num_clusters=2)
+        {0: 7, 1: 5}
     """
-    counts = np.zeros((max(int(clusters.max()) + 1, num_clusters), int(labels.max()) + 1), dtype=np.int64)
-    np.add.at(counts, (clusters, labels), 1)
+    classes, places = np.unique(labels, return_inverse=True)
+    counts = np.zeros((max(int(clusters.max()) + 1, num_clusters), len(classes)), dtype=np.int64)
+    np.add.at(counts, (clusters, places), 1)
     rows, columns = linear_sum_assignment(-counts)
-    return {int(row): int(column) for row, column in zip(rows, columns, strict=True)}
+    return {int(row): int(classes[column]) for row, column in zip(rows, columns, strict=True)}
 
 
 def agreement(clusters: np.ndarray, labels: np.ndarray) -> float:
@@ -105,16 +110,17 @@ def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0)
         mixture.fit(codes(model, train.images).double().cpu().numpy())
         found = mixture.predict(codes(model, test.images).double().cpu().numpy())
         protocol = f"Gaussian mixture of {num_classes} components, full covariances, on the posterior means of training images"
-    protocol += "; Hungarian map on the test images"
+    protocol += f"; Hungarian map on the test images; {CODES}"
     return Measurement("clustering accuracy", 100 * agreement(found, labels), "%", protocol, len(labels), seeds=(seed,))
 
 
 @torch.no_grad()
 def assigned(model: VAE, images: Tensor, *, chunk: int = 1000) -> np.ndarray:
     """The likeliest cluster of each image, of a model that has clusters."""
-    device = next(model.parameters()).device
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
     parts = [model.clusters(x.to(device).float() / 255).argmax(-1) for x in images.split(chunk)]  # pyright: ignore[reportCallIssue]
+    model.train(was_training)
     return torch.cat(parts).cpu().numpy()
 
 
@@ -129,28 +135,29 @@ def knn_accuracy(
 ) -> Measurement:
     """Accuracy on test images of 5 nearest neighbours among so many labelled training codes, drawn again and again, in %.
 
-    Each draw has the same number of every class.
+    Each draw has the same number of every class; where that is fewer than 5, as many neighbours are asked.
 
     Raises:
-        ValueError: when a class has fewer training images than that.
+        ValueError: when a class has fewer training images than that, or there are fewer labels than classes.
     """
     labels, wanted = labels_of(train), labels_of(test)
+    classes = np.unique(labels)
+    each = num_labels // len(classes)
+    if each < 1:
+        raise ValueError(f"num_labels is {num_labels}, expected {len(classes)} or more: one for each class")
     if num_labels > most_labels(train):
         raise ValueError(
             f"num_labels is {num_labels}, expected {most_labels(train)} at most: as many of the rarest class are there"
         )
     known, asked = (codes(model, split.images).cpu().numpy() for split in (train, test))
-    classes = np.unique(labels)
-    values = []
+    values, neighbours = [], min(NEIGHBOURS, each)
     for repeat in range(repeats):
         generator = np.random.default_rng((seed, repeat))
-        chosen = np.concatenate(
-            [generator.choice(np.flatnonzero(labels == label), num_labels // len(classes), replace=False) for label in classes]
-        )
-        nearest = KNeighborsClassifier(min(NEIGHBOURS, num_labels // len(classes))).fit(known[chosen], labels[chosen])
+        chosen = np.concatenate([generator.choice(np.flatnonzero(labels == label), each, replace=False) for label in classes])
+        nearest = KNeighborsClassifier(neighbours).fit(known[chosen], labels[chosen])
         values.append(100 * float(nearest.score(asked, wanted)))
-    protocol = f"{NEIGHBOURS} nearest of {num_labels} labelled training codes, as many of each class"
-    about = {"unit": "%", "protocol": protocol, "num_images": len(wanted), "seeds": tuple(range(repeats))}
+    protocol = f"{neighbours} nearest of labelled training codes, {each} of each class, drawn {repeats} times; {CODES}"
+    about = {"unit": "%", "protocol": protocol, "num_images": len(wanted), "seeds": (seed,)}
     return over_repeats(values, name=f"k-NN accuracy, {num_labels} labels", **about)
 
 
@@ -160,5 +167,5 @@ def probe_accuracy(model: VAE, train: Split, test: Split) -> Measurement:
     known, asked = (scaler.transform(codes(model, split.images).cpu().numpy()) for split in (train, test))
     classifier = LogisticRegression(max_iter=300).fit(known, labels_of(train))
     value = 100 * float(classifier.score(asked, labels_of(test)))
-    protocol = f"logistic regression on the standardised posterior means of {len(known)} training images"
+    protocol = f"logistic regression on the standardised posterior means of {len(known)} training images; {CODES}"
     return Measurement("linear probe accuracy", value, "%", protocol, len(asked))

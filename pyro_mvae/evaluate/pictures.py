@@ -57,19 +57,23 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction(model: VAE, images: Tensor, *, chunk: int = 500) -> tuple[Measurement, Measurement]:
-    """PSNR and SSIM of what a model makes of the posterior mean of test images against the grey or colour images themselves."""
+def reconstruction(model: VAE, images: Tensor, *, chunk: int = 500) -> tuple[Measurement, ...]:
+    """PSNR and SSIM of what a model makes of the posterior mean of test images against the grey or colour images themselves.
+
+    Images smaller than the window of SSIM have a PSNR alone.
+    """
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    device, ratios, similarities = next(model.parameters()).device, [], []
+    found: dict[str, list[Tensor]] = {"PSNR": [], "SSIM": []}
     for part in images.split(chunk):
         x = part.to(device).float() / 255
         made = model.decode(model.encode(x))
-        ratios.append(psnr(made, x))
-        similarities.append(ssim(made, x))
+        found["PSNR"].append(psnr(made, x))
+        if min(x.shape[-2:]) >= WINDOW:
+            found["SSIM"].append(ssim(made, x))
+    model.train(was_training)
     protocol = "picture of the posterior mean against the image, not binarised; mean over images"
-    values = [float(torch.cat(parts).mean()) for parts in (ratios, similarities)]
-    assert all(map(math.isfinite, values))
-    return (
-        Measurement("PSNR", values[0], "dB", protocol, len(images)),
-        Measurement("SSIM", values[1], "", protocol, len(images)),
-    )
+    means = {name: float(torch.cat(parts).mean()) for name, parts in found.items() if parts}
+    assert all(map(math.isfinite, means.values()))
+    units = {"PSNR": "dB", "SSIM": ""}
+    return tuple(Measurement(name, value, units[name], protocol, len(images)) for name, value in means.items())

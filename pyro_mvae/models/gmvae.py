@@ -21,6 +21,8 @@ from pyro_mvae.nets import make_nets
 class GMVAE(VAE):
     """w ~ N(0, I), y ~ Categorical(1/K), z ~ N(loc_y(w), diag(scale_y(w)²)), x ~ p(x|z).
 
+    θ′ ~ p(θ′) where the likelihood is Bayesian, (6) to (12).
+
     q(w, z, y|x) = q(w|x) q(z|x) p(y|w, z), the first two normal, the last by Bayes' rule. The guide marks y for parallel
     enumeration: `TraceEnum_ELBO(max_plate_nesting=1)` and `fit` sum over it exactly, `Trace_ELBO` samples it.
 
@@ -29,6 +31,9 @@ class GMVAE(VAE):
         num_clusters: K.
         style_dim: size of w, which varies what a cluster looks like.
         style_hidden: units between w and the components' locs and scales.
+
+    Raises:
+        ValueError: for sizes that can't be.
 
     Shapes: sites w (n, style_dim), y (n,), z (n, latent_dim), x (n, C, H, W).
 
@@ -70,7 +75,7 @@ class GMVAE(VAE):
         return dist.Normal(loc, torch.ones_like(loc)).to_event(1)
 
     def model(self, x: Tensor) -> Tensor:
-        """p(x, z, y, w), with sites `w`, `y`, `z` and `x` in the plate `data`; returns z."""
+        """p(x, z, y, w, θ′), with sites `w`, `y`, `z`, `x` and, if it is random, `theta` in the plate `data`; returns z."""
         self.check(x)
         self.register(guide=False)
         n = x.shape[0]
@@ -81,18 +86,20 @@ class GMVAE(VAE):
                 loc, scale = self.components(w)
                 place = torch.arange(n, device=x.device), y
                 z = pyro.sample("z", dist.Normal(loc[place], scale[place], validate_args=False).to_event(1))
-            pyro.sample("x", self.conditional(z), obs=x)
+            pyro.sample("x", self.conditional(z, self.draw_theta(n)), obs=x)
         return z
 
     def guide(self, x: Tensor) -> None:
-        """q(w, z, y|x), with sites `w`, `z` and `y` in the plate `data`."""
+        """q(w, z, y, θ′|x), with the sites of `model` but `x` in the plate `data`."""
         self.check(x)
         self.register(guide=True)
-        with pyro.plate("data", x.shape[0]), Weighted(self.kl_weight):
-            w = pyro.sample("w", self.style_posterior(x))
-            z = pyro.sample("z", self.posterior(x))
-            logits = self.components.log_prob(w, z)
-            pyro.sample("y", dist.Categorical(logits=logits, validate_args=False), infer={"enumerate": "parallel"})
+        with pyro.plate("data", x.shape[0]):
+            with Weighted(self.kl_weight):
+                w = pyro.sample("w", self.style_posterior(x))
+                z = pyro.sample("z", self.posterior(x))
+                logits = self.components.log_prob(w, z)
+                pyro.sample("y", dist.Categorical(logits=logits, validate_args=False), infer={"enumerate": "parallel"})
+            self.infer_theta(x)
 
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """z, drawn from q, and log p(w) Σ_y p(y) p(z|w, y) − log q(w|x) q(z|x)."""
@@ -100,7 +107,7 @@ class GMVAE(VAE):
         style, posterior = self.style_posterior(x), self.posterior(x)
         w, z = style.sample((num_samples,)), posterior.sample((num_samples,))
         log_prior = self.style_prior(x.shape[0]).log_prob(w) + self.components.log_prob(w, z).logsumexp(-1)
-        return (z,), log_prior - style.log_prob(w) - posterior.log_prob(z)
+        return self.propose_theta(x, z, log_prior - style.log_prob(w) - posterior.log_prob(z))
 
     def clusters(self, x: Tensor) -> Tensor:
         """p(y|w, z) at the means of q(w|x) and q(z|x); (n, num_clusters)."""

@@ -29,7 +29,7 @@ class InfoVAE(VAE):
             one are summed.
 
     Raises:
-        ValueError: for weights below 0 or an unknown kernel.
+        ValueError: for α above 1, α + λ below 1, an unknown kernel, or bandwidths that are not above 0.
 
     Source: Zhao, Song and Ermon, InfoVAE: Balancing Learning and Inference in Variational Autoencoders, 2019; λ there is for a
         divergence summed over the data as here.
@@ -83,7 +83,7 @@ KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {"rbf": rbf, "imq": imq}
 
 
 def mmd(a: Tensor, b: Tensor, *, kernel: str, bandwidths: Sequence[float] = (1.0,)) -> Tensor:
-    """The squared maximum mean discrepancy of two samples of one size, without bias: it may come out below 0.
+    """The squared maximum mean discrepancy of two samples of one size, without bias: it may come out below 0; 0 for one point.
 
     1 / n(n − 1) Σᵢ≠ⱼ [k(aᵢ, aⱼ) + k(bᵢ, bⱼ)] − 2 / n² Σᵢⱼ k(aᵢ, bⱼ).
 
@@ -103,4 +103,5 @@ def mmd(a: Tensor, b: Tensor, *, kernel: str, bandwidths: Sequence[float] = (1.0
 
     same = n * len(bandwidths)  # the diagonals: k(a, a) = 1
     pairs = torch.sym_max(n * (n - 1), 1)
-    return (total(a, a) + total(b, b) - 2 * same) / pairs - 2 * total(a, b) / n**2
+    discrepancy = (total(a, a) + total(b, b) - 2 * same) / pairs - 2 * total(a, b) / n**2
+    return discrepancy * torch.sym_min(n - 1, 1)

@@ -20,6 +20,11 @@ class MVAE(VaDE):
         num_clusters: how many values y has; None, and there is none.
         more: as `VAE`; `theta` makes the likelihood Bayesian.
 
+    Raises:
+        ValueError: as `VaDE`.
+
+    Source: Ene et al., 2024, sections 2.1 to 2.3 and 3.3.
+
     Example:
         >>> sum(p.numel() for p in MVAE(image_shape=(1, 28, 28)).parameters())
         61137

@@ -26,6 +26,9 @@ class VaDE(VAE):
         image_shape, latent_dim, and more: as `VAE`.
         num_clusters: how many values y has; None for a prior without clusters, N(0, I).
 
+    Raises:
+        ValueError: as `VAE`, and for less than one cluster.
+
     Source: Jiang et al., Variational Deep Embedding, 2017. There the nets are `net="mlp"`, `widths=(500, 500)`, `hidden=2000`,
         `latent_dim=10`, and training starts from an autoencoder and a mixture fitted to its codes: see `initialize`.
 

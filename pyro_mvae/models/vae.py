@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -53,6 +54,8 @@ class VAE(nn.Module):
     """
 
     num_clusters: int | None = None
+    likeness = "normal, fitted to them"
+    """How `draw_like` does it, in words."""
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class VAE(nn.Module):
         self.kl_weight = 1.0
         self.passes: tuple[str, ...] = ()
         usual = usual_sizes(net, shape)
-        sizes: dict[str, Any] = {"widths": list(usual[0] if widths is None else widths), "hidden": hidden or usual[1]}
+        sizes: dict[str, Any] = checked_sizes(usual[0] if widths is None else widths, usual[1] if hidden is None else hidden)
         self.config: dict[str, Any] = {
             "image_shape": list(shape),
             "latent_dim": latent_dim,
@@ -86,8 +89,10 @@ class VAE(nn.Module):
             "theta": theta,
             "theta_rank": theta_rank,
         }
-        nets = (encoder, decoder) if encoder and decoder else make_nets(net, shape, latent_dim, num_scales=num_scales, **sizes)
-        self.encoder, self.decoder = encoder or nets[0], decoder or nets[1]
+        if encoder is None or decoder is None:
+            nets = make_nets(net, shape, latent_dim, num_scales=num_scales, **sizes)
+            encoder, decoder = nets[0] if encoder is None else encoder, nets[1] if decoder is None else decoder
+        self.encoder, self.decoder = encoder, decoder
         self.likelihood = make_likelihood(likelihood, shape[0])
         self.theta = make_theta(theta, likelihood=likelihood, channels=shape[0], decoder=self.decoder, rank=theta_rank)
         if self.theta is not None:
@@ -125,8 +130,7 @@ class VAE(nn.Module):
         with pyro.plate("data", x.shape[0]):
             with Weighted(self.kl_weight):
                 z = pyro.sample("z", self.prior(x.shape[0]))
-            theta = None if self.theta is None else pyro.sample("theta", self.theta.prior(x.shape[0]))
-            conditional = self.conditional(z, theta)
+            conditional = self.conditional(z, self.draw_theta(x.shape[0]))
             pyro.sample("x", conditional, obs=x)
         return z, conditional
 
@@ -137,8 +141,16 @@ class VAE(nn.Module):
         with pyro.plate("data", x.shape[0]):
             with Weighted(self.kl_weight):
                 pyro.sample("z", self.posterior(x))
-            if self.theta is not None:
-                pyro.sample("theta", self.theta_posterior(x))
+            self.infer_theta(x)
+
+    def draw_theta(self, n: int) -> Tensor | None:
+        """The model's site `theta`, of a Bayesian likelihood; without one, None and no site."""
+        return None if self.theta is None else pyro.sample("theta", self.theta.prior(n))
+
+    def infer_theta(self, x: Tensor) -> None:
+        """The guide's site `theta`, of a Bayesian likelihood."""
+        if self.theta is not None:
+            pyro.sample("theta", self.theta_posterior(x))
 
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """What `conditional` needs, drawn from the guide, and log p(z, θ′) − log q(z, θ′|x): for importance sampling.
@@ -150,12 +162,15 @@ class VAE(nn.Module):
         self.check(x)
         posterior = self.posterior(x)
         z = posterior.sample((num_samples,))
-        weights = self.prior(x.shape[0]).log_prob(z) - posterior.log_prob(z)
+        return self.propose_theta(x, z, self.prior(x.shape[0]).log_prob(z) - posterior.log_prob(z))
+
+    def propose_theta(self, x: Tensor, z: Tensor, weights: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """What `propose` returns, from z, (K, n, …), and its weights: θ′ beside them, where the likelihood is Bayesian."""
         if self.theta is None:
             return (z,), weights
-        theta_posterior = self.theta_posterior(x)
-        theta = theta_posterior.sample((num_samples,))
-        return (z, theta), weights + self.theta.prior(x.shape[0]).log_prob(theta) - theta_posterior.log_prob(theta)
+        posterior = self.theta_posterior(x)
+        theta = posterior.sample((len(z),))
+        return (z, theta), weights + self.theta.prior(x.shape[0]).log_prob(theta) - posterior.log_prob(theta)
 
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z|x); (n, latent_dim)."""
@@ -191,7 +206,7 @@ class VAE(nn.Module):
         return self.decode(self.prior(n).sample())
 
     def draw_like(self, z: Tensor, n: int) -> Tensor:
-        """New codes, like those of some images: normal, fitted to them; (m, latent_dim) → (n, latent_dim)."""
+        """New codes, like those of some images, see `likeness`; (m, latent_dim) → (n, latent_dim)."""
         covariance = torch.atleast_2d(z.T.cov()) + 1e-4 * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         return torch.distributions.MultivariateNormal(z.mean(0), covariance).sample((n,))
 
@@ -213,6 +228,8 @@ class VAE(nn.Module):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError for anything but a batch of this model's images."""
+        if not isinstance(x, Tensor):
+            raise ValueError(f"expected images as a tensor, got a {type(x).__name__}: torch.as_tensor makes one of an array")
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"expected images of shape (n, {shape}), got {tuple(x.shape)}: reshape or resize them")
@@ -255,12 +272,16 @@ def register(name: str, module: nn.Module) -> None:
 
 
 def checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape[1:]) < 8:
-        raise ValueError(
-            f"image_shape is {tuple(image_shape)}, expected (1 or 3 channels, height, width) with sides of 8 or more"
-        )
-    channels, height, width = (int(n) for n in image_shape)
-    return channels, height, width
+    sizes = tuple(image_shape) if isinstance(image_shape, Sequence) else (image_shape,)
+    whole = all(isinstance(n, Integral) for n in sizes)
+    if not whole or len(sizes) != 3 or sizes[0] not in (1, 3) or min(sizes[1:]) < 8:
+        raise ValueError(f"image_shape is {image_shape}, expected (1 or 3 channels, height, width) with sides of 8 or more")
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])
+
+
+def checked_sizes(widths: Sequence[int], hidden: int) -> dict[str, Any]:
+    """Sizes of nets, for `config`."""
+    return {"widths": [positive(n, "each of widths") for n in widths], "hidden": positive(hidden, "hidden")}
 
 
 def checked_cluster(cluster: int, num_clusters: int) -> int:
@@ -270,6 +291,6 @@ def checked_cluster(cluster: int, num_clusters: int) -> int:
 
 
 def positive(number: int, name: str) -> int:
-    if number < 1:
-        raise ValueError(f"{name} is {number}, expected 1 or more")
-    return number
+    if not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"{name} is {number}, expected a whole number, 1 or more")
+    return int(number)

@@ -32,7 +32,8 @@ class VAEGAN(VAE):
         image_shape, latent_dim, and more: as `VAE`.
         similarity: γ, 0 or more.
         adversary: weight of the decoder's part in the game.
-        pixels: weight of log p(x|z), which Larsen et al. drop: 0 for their model. With 1 the loss has a bound in it.
+        pixels: weight of log p(x|z), which Larsen et al. drop; with 1 the loss has a bound in it. With 0 it is their loss but for
+            two things: γ weighs the encoder's part too, and the decoder plays with pictures drawn, not with reconstructions.
 
     Raises:
         ValueError: for a weight below 0.

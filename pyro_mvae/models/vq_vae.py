@@ -14,7 +14,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_mvae.models.vae import VAE, checked_shape, positive
+from pyro_mvae.models.vae import VAE, checked_shape, checked_sizes, positive
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets.causal import Causal
 from pyro_mvae.nets.grid import make_grid_nets
@@ -31,7 +31,7 @@ class VQVAE(VAE):
 
     What SVI cannot express: e is not found by a gradient. It is a moving average of the vectors that are rounded to each code,
     kept in buffers that the guide updates in training mode, as batch normalisation does; a code that is hardly used is
-    restarted at a vector of the batch, the first batch starts them all. With that addition plain `SVI` trains the pair.
+    restarted at a vector of the batch, as nearly all are at the first. With that addition plain `SVI` trains the pair.
 
     Args:
         image_shape, and more: as `VAE`; "conv" and "mobile" nets have a vector at each place of a grid, see `GridEncoder`.
@@ -41,6 +41,9 @@ class VQVAE(VAE):
         decay: of the moving average.
         places: how many vectors "mlp" nets have.
 
+    Raises:
+        ValueError: for sizes, a weight or a decay that can't be.
+
     Source: van den Oord, Vinyals and Kavukcuoglu, Neural Discrete Representation Learning, 2017; restarts as in Dhariwal et
         al., Jukebox, 2020.
 
@@ -49,6 +52,8 @@ class VQVAE(VAE):
         >>> vae.encode_codes(torch.rand(2, 1, 28, 28)).shape, vae.generate(2).shape
         (torch.Size([2, 49]), torch.Size([2, 1, 28, 28]))
     """
+
+    likeness = "from a copy of its prior that is trained on them for 200 steps"
 
     def __init__(
         self,
@@ -66,7 +71,7 @@ class VQVAE(VAE):
     ):
         shape, dim = checked_shape(image_shape), positive(latent_dim, "latent_dim")
         usual = usual_sizes(net, shape)
-        sizes: dict[str, Any] = {"widths": list(usual[0] if widths is None else widths), "hidden": hidden or usual[1]}
+        sizes: dict[str, Any] = checked_sizes(usual[0] if widths is None else widths, usual[1] if hidden is None else hidden)
         encoder, decoder, num_places = make_grid_nets(net, shape, dim, **sizes, mlp_places=positive(places, "places"))
         super().__init__(shape, dim, net=net, **sizes, encoder=encoder, decoder=decoder, **more)
         if not commitment >= 0:
@@ -85,7 +90,7 @@ class VQVAE(VAE):
         return dist.Delta(self.codebook(self.encoder(x))[0], event_dim=1)
 
     def guide(self, x: Tensor) -> None:
-        """q(z|x), with the site `z` and the factor `commitment` in the plate `data`."""
+        """q(z|x), with the site `z` and the factor `commitment` in the plate `data`, and q(θ′|x) with `theta` if it is random."""
         self.check(x)
         self.register(guide=True)
         with pyro.plate("data", x.shape[0]):
@@ -93,13 +98,14 @@ class VQVAE(VAE):
             with Weighted(self.kl_weight):
                 pyro.sample("z", dist.Delta(z, event_dim=1))
             pyro.factor("commitment", self.commitment * distance, has_rsample=True)
+            self.infer_theta(x)
 
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """The one code that q gives, K times, and its log p(z)."""
         self.check(x)
         z = self.posterior(x).sample()
         weights = self.prior(x.shape[0]).log_prob(z)
-        return (z.expand(num_samples, *z.shape),), weights.expand(num_samples, -1)
+        return self.propose_theta(x, z.expand(num_samples, *z.shape), weights.expand(num_samples, -1))
 
     def encode(self, x: Tensor) -> Tensor:
         """e(c), flat, the vectors' dimensions first; (n, latent_dim · places)."""
@@ -152,6 +158,7 @@ class Codebook(nn.Module):
     vectors: Tensor
     counts: Tensor
     sums: Tensor
+    usage: Tensor
 
     def __init__(self, num_codes: int, code_dim: int, *, decay: float = 0.99, dead: float = 0.03):
         super().__init__()
@@ -161,6 +168,7 @@ class Codebook(nn.Module):
         self.register_buffer("vectors", torch.randn(num_codes, code_dim))
         self.register_buffer("counts", torch.zeros(num_codes))
         self.register_buffer("sums", torch.zeros(num_codes, code_dim))
+        self.register_buffer("usage", torch.zeros(num_codes))  # as `counts`, but restarts leave no trace in it
 
     def split(self, flat: Tensor) -> Tensor:
         """(n, code_dim · places) → (n, places, code_dim)."""
@@ -191,6 +199,7 @@ class Codebook(nn.Module):
         indices, (num_codes, _) = self.indices(vectors), self.vectors.shape
         used = vectors.new_zeros(num_codes).index_add(0, indices, torch.ones_like(vectors[:, 0]))
         self.counts.lerp_(used, 1 - self.decay)
+        self.usage.lerp_(used, 1 - self.decay)
         self.sums.lerp_(torch.zeros_like(self.sums).index_add(0, indices, vectors), 1 - self.decay)
         usual = vectors.shape[0] / num_codes
         dead = self.counts < self.dead * usual
@@ -200,7 +209,7 @@ class Codebook(nn.Module):
         self.vectors.copy_(self.sums / self.counts[:, None])
 
     def perplexity(self) -> float:
-        shares = self.counts / self.counts.sum().clamp(min=1e-12)
+        shares = self.usage / self.usage.sum().clamp(min=1e-12)
         return float(torch.special.entr(shares).sum().exp())
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from pyro_mvae.nets.conv import Shape, block, doubling, halvings
+from pyro_mvae.nets.kinds import check_widths
 from pyro_mvae.nets.mlp import MLPDecoder, MLPEncoder
+from pyro_mvae.nets.mobile import separable
 
 
 def grid_of(image_shape: Shape, num_halvings: int) -> tuple[int, int]:
@@ -21,6 +24,11 @@ def grid_of(image_shape: Shape, num_halvings: int) -> tuple[int, int]:
     return halvings(image_shape[1], num_halvings)[-1], halvings(image_shape[2], num_halvings)[-1]
 
 
+def full(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
+    """A 3×3 convolution and what follows it, where mobile nets have `separable` ones."""
+    return block(nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1), out_channels)
+
+
 class GridEncoder(nn.Module):
     """x → a vector at each place of a grid, flat, the vectors' dimensions first.
 
@@ -29,6 +37,7 @@ class GridEncoder(nn.Module):
         code_dim: size of each vector.
         widths: channels after each halving.
         hidden: channels of the 3×3 convolution on the grid.
+        convolution: what makes a block of 3×3, see `full`; for mobile nets `separable`.
 
     Shapes: (n, C, H, W) in [0, 1] → (n, code_dim · places).
 
@@ -38,14 +47,20 @@ class GridEncoder(nn.Module):
         torch.Size([2, 392])
     """
 
-    def __init__(self, image_shape: Shape, code_dim: int, *, widths: Sequence[int] = (24, 48), hidden: int = 64):
+    def __init__(
+        self,
+        image_shape: Shape,
+        code_dim: int,
+        *,
+        widths: Sequence[int] = (24, 48),
+        hidden: int = 64,
+        convolution: Callable[..., nn.Module] = full,
+    ):
         super().__init__()
-        channels = image_shape[0]
-        layers: list[nn.Module] = []
-        for out in widths:
-            layers.append(block(nn.Conv2d(channels, out, 3, stride=2, padding=1), out))
-            channels = out
-        layers += [block(nn.Conv2d(channels, hidden, 3, padding=1), hidden), nn.Conv2d(hidden, code_dim, 1)]
+        layers: list[nn.Module] = [full(image_shape[0], widths[0], stride=2)]
+        for narrow, wide in itertools.pairwise(widths):
+            layers.append(convolution(narrow, wide, stride=2))
+        layers += [convolution(widths[-1], hidden), nn.Conv2d(hidden, code_dim, 1)]
         self.body = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,6 +69,8 @@ class GridEncoder(nn.Module):
 
 class GridDecoder(nn.Module):
     """The vectors of a grid → the location of p(x|z) on the likelihood's own scale, the mirror image of `GridEncoder`.
+
+    Its upsampling is not separable in mobile nets either, see `MobileDecoder`.
 
     Args: as `GridEncoder`, in its order.
 
@@ -65,12 +82,20 @@ class GridDecoder(nn.Module):
         torch.Size([2, 3, 33, 32])
     """
 
-    def __init__(self, image_shape: Shape, code_dim: int, *, widths: Sequence[int] = (24, 48), hidden: int = 64):
+    def __init__(
+        self,
+        image_shape: Shape,
+        code_dim: int,
+        *,
+        widths: Sequence[int] = (24, 48),
+        hidden: int = 64,
+        convolution: Callable[..., nn.Module] = full,
+    ):
         super().__init__()
         channels, height, width = image_shape
         self.grid = (code_dim, *grid_of(image_shape, len(widths)))
         heights, columns = halvings(height, len(widths)), halvings(width, len(widths))
-        layers: list[nn.Module] = [block(nn.Conv2d(code_dim, hidden, 3, padding=1), hidden)]
+        layers: list[nn.Module] = [convolution(code_dim, hidden)]
         inner = [hidden, *reversed(widths[:-1])]
         for i, (before, after) in enumerate(itertools.pairwise(inner)):
             place = len(widths) - 1 - i
@@ -98,6 +123,8 @@ def make_grid_nets(
         sizes = (image_shape, code_dim * mlp_places)
         encoder = MLPEncoder(*sizes, widths=widths, hidden=hidden, num_scales=0)
         return encoder, MLPDecoder(*sizes, widths=widths, hidden=hidden), mlp_places
+    check_widths(kind, widths)
     height, width = grid_of(image_shape, len(widths))
-    encoder, decoder = (net(*sizes, widths=widths, hidden=hidden) for net in (GridEncoder, GridDecoder))
+    how: dict[str, Any] = {"widths": widths, "hidden": hidden, "convolution": separable if kind == "mobile" else full}
+    encoder, decoder = (net(*sizes, **how) for net in (GridEncoder, GridDecoder))
     return encoder, decoder, height * width

@@ -130,6 +130,27 @@ def test_the_goodness_of_fit_notices_a_wrong_concentration(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_one_draw_and_no_number(family):
+    """A concentration that is none must not be waited for: the KL is none, which `fit` takes back."""
+    loc = torch.eye(3)[0]
+    assert FAMILIES[family](loc, torch.tensor(3.0)).sample().shape == (3,)
+    for kappa in (math.nan, math.inf):
+        p = FAMILIES[family](loc, torch.tensor(kappa), validate_args=False)
+        assert p.sample().shape == (3,)
+        assert not torch.isfinite(kl_divergence(p, SphereUniform(3)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dim", [3, 16, 64])
+def test_the_kl_keeps_its_precision_in_float32(family, dim):
+    loc = torch.eye(dim)[0]
+    for kappa in (1.0, 1e3, 1e5):
+        found = kl_divergence(FAMILIES[family](loc, torch.tensor(kappa)), SphereUniform(dim))
+        exact = kl_divergence(around_first_axis(family, dim, kappa), SphereUniform(dim, like=torch.empty(0, dtype=torch.float64)))
+        assert float(found) == pytest.approx(float(exact), abs=2e-3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dim", [2, 3, 17])
 def test_draws_are_on_the_sphere_and_around_any_direction(family, dim):
     torch.manual_seed(0)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pyro_mvae import VAE, VQVAE, VaDE, evaluate, fit
 from pyro_mvae.data import Split
 from pyro_mvae.evaluate import judge, latents, psnr, ssim
+from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.evaluate.likelihood import log_evidence, negative_log_likelihood
-from tests.catalog import MODELS
+from tests.catalog import MODELS, unchecked
 from tests.linear_gaussian import LinearGaussian, data
 
 
@@ -66,6 +67,19 @@ def test_structural_similarity_of_constant_pictures_by_hand():
         ssim(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
 
 
+def test_structural_similarity_of_one_window_by_hand():
+    """A picture as large as the window: its weighted moments, by numpy in float64."""
+    a, b = np.random.default_rng(0).random((2, 11, 11))
+    line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    w = np.outer(line, line) / line.sum() ** 2
+    mean_a, mean_b = (w * a).sum(), (w * b).sum()
+    var_a, var_b = (w * a * a).sum() - mean_a**2, (w * b * b).sum() - mean_b**2
+    cov = (w * a * b).sum() - mean_a * mean_b
+    expected = (2 * mean_a * mean_b + 1e-4) * (2 * cov + 9e-4) / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
+    found = ssim(*(torch.as_tensor(x, dtype=torch.float32)[None, None] for x in (a, b)))
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
 def test_structural_similarity_is_symmetric_and_falls_with_noise():
     x, noise = torch.rand(4, 3, 20, 24), torch.randn(4, 3, 20, 24)
     values = [ssim(x, (x + sd * noise).clamp(0, 1)) for sd in (0.0, 0.05, 0.2)]
@@ -99,8 +113,10 @@ def test_likelihood_is_repeated_with_new_noise_and_says_how(sets, fitted):
 
 def test_rate_and_distortion_are_the_bounds_two_halves(sets, fitted):
     rate, distortion = evaluate.rate_distortion(fitted, sets[1].images, seeds=(0, 1, 2))
-    bound = negative_log_likelihood(fitted, sets[1].images, num_samples=1, repeats=3)
-    assert rate.value + distortion.value == pytest.approx(bound.nats, abs=5)
+    bound = negative_log_likelihood(fitted, sets[1].images, num_samples=1, repeats=20)
+    error = bound.sd * (1 / 3 + 1 / 20) ** 0.5
+    assert rate.value + distortion.value == pytest.approx(bound.nats, abs=5 * error)
+    assert error < 0.05 * rate.value  # so that a rate left out would be seen
     assert rate.value > 0
     assert rate.seeds == (0, 1, 2)
     assert rate.sd >= 0
@@ -213,6 +229,8 @@ def test_a_likelihood_of_what_cannot_be_measured_is_explained(name):
 
 def test_labels_need_not_be_the_first_numbers(sets, fitted):
     train, test = (replace(split, labels=7 * split.labels + 5) for split in sets)
+    vae = VaDE((1, 16, 16), 4, num_clusters=4, net="mlp", hidden=8)
+    assert judge.generated(vae, train, num_images=8)[1].unique().tolist() == [5, 12, 19, 26]
     assert evaluate.clustering_accuracy(fitted, train, test) == evaluate.clustering_accuracy(fitted, *sets)
 
 
@@ -221,3 +239,31 @@ def test_data_without_labels_are_refused(sets, fitted):
         evaluate.probe_accuracy(fitted, Split(sets[0].images), sets[1])
     with pytest.raises(ValueError, match="num_labels is 1000, expected"):
         evaluate.knn_accuracy(fitted, *sets, num_labels=1000)
+    with pytest.raises(ValueError, match="num_labels is 3, expected 4 or more"):
+        evaluate.knn_accuracy(fitted, *sets, num_labels=3)
+    with pytest.raises(ValueError, match="expected 400 labels, from 0 on, one for each image, got NoneType"):
+        unchecked(evaluate.train_classifier)(sets[0].images, None)
+
+
+def test_neighbours_are_told_as_they_were_asked(sets, fitted):
+    found = evaluate.knn_accuracy(fitted, *sets, num_labels=11, repeats=2, seed=4)
+    assert "2 nearest of labelled training codes, 2 of each class, drawn 2 times" in found.protocol
+    assert found.seeds == (4,)
+
+
+def test_pictures_too_small_for_a_window_have_no_similarity():
+    found = evaluate.reconstruction(VAE((1, 8, 8), 4), torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert [measure.name for measure in found] == ["PSNR"]
+
+
+def test_measuring_leaves_a_model_in_its_mode(sets):
+    vae = VAE((1, 16, 16), 4, net="mlp", hidden=8).train()
+    evaluate.rate_distortion(vae, sets[1].images)
+    evaluate.reconstruction(vae, sets[1].images)
+    judge.generated(vae, sets[0], num_images=8)
+    assert vae.training
+
+
+def test_a_codebook_is_among_what_was_learned():
+    vae = VQVAE((1, 16, 16), 4, num_codes=6, net="mlp", hidden=8)
+    assert num_params(vae) == sum(parameter.numel() for parameter in vae.parameters()) + 6 * 4

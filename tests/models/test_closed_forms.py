@@ -67,6 +67,30 @@ def test_info_vae_is_the_vae_for_alpha_0_and_lambda_1_and_has_no_kl_for_alpha_1(
     assert found["kl"] > 0
 
 
+def test_info_vae_adds_its_weighted_discrepancy_to_the_loss():
+    """(α + λ − 1) MMD of the same codes and the same draws from the prior: a wrong sign or weight is seen."""
+    torch.manual_seed(1)
+    vae, x = InfoVAE(SHAPE, 4, alpha=0.25, weight=8.0, **SMALL), x_for()
+    drawn, prior = {}, vae.prior
+
+    def remembered(n):
+        found = prior(n)
+        sample = found.sample
+        found.sample = lambda *shape: drawn.setdefault("prior", sample(*shape))
+        return found
+
+    vae.prior = remembered
+    model, _ = importance_traces(vae.model, vae.guide, x)
+    discrepancy = float(mmd(model.nodes["z"]["value"], drawn["prior"], kernel="imq").detach())
+    assert abs(discrepancy) > 1e-3
+    assert float(model.nodes["mmd"]["log_prob_sum"].detach()) == pytest.approx(-7.25 * len(x) * discrepancy, rel=1e-4)
+    assert vae.kl_weight == 0.75
+
+
+def test_one_point_has_no_discrepancy():
+    assert mmd(torch.zeros(1, 2), torch.ones(1, 2), kernel="imq") == 0
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_mmd_of_a_small_case_by_hand(kernel):
     a, b = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [2.0], [2.0]])
@@ -260,6 +284,25 @@ def test_the_codebook_follows_its_vectors_and_dead_codes_start_again():
     assert book.vectors.abs().max() < 7
 
 
+def test_a_step_of_the_codebook_by_hand():
+    """0.9 of what was and 0.1 of what came: a moving average the other way round is seen."""
+    book = Codebook(2, 1, decay=0.9)
+    book.vectors.copy_(torch.tensor([[0.0], [10.0]]))
+    book.sums.copy_(torch.tensor([[0.0], [40.0]]))
+    book.counts.copy_(torch.tensor([4.0, 4.0]))
+    book(torch.tensor([[1.0], [2.0], [9.0]]))
+    torch.testing.assert_close(book.counts, torch.tensor([0.9 * 4 + 0.2, 0.9 * 4 + 0.1]))
+    torch.testing.assert_close(book.vectors[:, 0], torch.tensor([0.3 / 3.8, (36 + 0.9) / 3.7]))
+
+
+def test_perplexity_counts_what_is_used_and_not_what_is_restarted():
+    torch.manual_seed(0)
+    book = Codebook(16, 2, decay=0.9)
+    for _ in range(100):
+        book(torch.ones(8, 4))
+    assert book.perplexity() < 4.5  # all vectors are one point: at most a few codes share it
+
+
 def test_the_bound_of_a_vq_vae_is_the_likelihood_of_its_codes_and_counts_to_one():
     """Σ_c p(c) = 1 over all codes of two places, and the bound is log p(x|z) + log p(c)."""
     torch.manual_seed(1)
@@ -308,14 +351,47 @@ def test_the_players_of_a_vae_gan_have_gradients_from_their_own_parts_only():
     assert touched == {"similarity": {"encoder", "decoder"}, "adversary": {"decoder"}, "discriminator": {"discriminator"}}
 
 
-def test_a_vae_gan_without_pixels_is_that_of_its_authors():
+def test_the_parts_of_a_vae_gan_by_hand():
+    """Each factor from the pictures themselves, in float64's logarithms: a wrong sign or weight is seen."""
     torch.manual_seed(1)
-    vae, x = VAEGAN(SHAPE, 4, pixels=0.0, **SMALL), x_for()
+    vae, x = VAEGAN(SHAPE, 4, similarity=0.3, adversary=0.7, pixels=0.0, **SMALL).eval(), x_for()
+    prior, drawn = vae.prior(len(x)).sample(), {}
+    vae.prior = lambda n: torch.distributions.Independent(AlwaysDraws(torch.zeros_like(prior), prior), 1)
+    model, _ = importance_traces(vae.model, vae.guide, x)
+    with torch.no_grad():
+        decoded, fake = vae.decode(model.nodes["z"]["value"]), vae.decode(prior)
+        (features, real), (near, of_decoded), (_, of_fake) = (vae.discriminator(each) for each in (x, decoded, fake))
+        drawn["similarity"] = -0.5 * 0.3 * (features - near).square().sum()
+        drawn["adversary"] = 0.7 * of_fake.sigmoid().log().sum()
+        drawn["discriminator"] = (
+            real.sigmoid().log().sum() + 0.5 * (1 - of_decoded.sigmoid()).log().sum() + 0.5 * (1 - of_fake.sigmoid()).log().sum()
+        )
+    for name, expected in drawn.items():
+        torch.testing.assert_close(model.nodes[name]["log_prob_sum"].detach(), expected, rtol=1e-4, atol=1e-4)
     found = terms(vae, x)
-    assert found["loss"] == pytest.approx(
-        found["kl"] + found["similarity"] + found["adversary"] + found["discriminator"], rel=1e-5
-    )
     assert found["likelihood"] > 0
+    assert found["loss"] == pytest.approx(sum(found[name] for name in ("kl", *drawn)), rel=1e-5)
+
+
+class AlwaysDraws(torch.distributions.Normal):
+    """N(loc, 1) whose draws are known beforehand."""
+
+    def __init__(self, loc, value):
+        super().__init__(loc, torch.ones_like(loc))
+        self.value = value
+
+    def sample(self, sample_shape=()):
+        return self.value
+
+
+def test_the_commitment_of_a_vq_vae_by_hand():
+    torch.manual_seed(1)
+    vae, x = VQVAE(SHAPE, 3, num_codes=4, net="mlp", places=2, commitment=0.4, **SMALL).eval(), x_for()
+    _, guide = importance_traces(vae.model, vae.guide, x)
+    distance = (vae.encoder(x) - vae.encode(x)).square().sum()
+    torch.testing.assert_close(guide.nodes["commitment"]["log_prob_sum"], 0.4 * distance)
+    found, mean = terms(vae, x), float(distance.detach()) / len(x)
+    assert found["loss"] == pytest.approx(found["likelihood"] + found["kl"] + 0.4 * mean, rel=1e-5)
 
 
 @pytest.mark.parametrize(

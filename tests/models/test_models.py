@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
 
-from pyro_mvae import MVAE, VAE, Objective, compile_objective, fit
+from pyro_mvae import MVAE, VAE, VQVAE, Objective, PruneChannels, Quantize, compile_objective, fit, load_model, save_model
+from pyro_mvae.evaluate.likelihood import log_evidence
 from pyro_mvae.inference import compile_gradients
 from pyro_mvae.likelihoods import Logistic
 from pyro_mvae.models import model_class
-from tests.catalog import BOUNDS, MODELS, SHAPES
+from pyro_mvae.models.vae import checked_shape, positive
+from tests.catalog import BOUNDS, MODELS, SHAPES, unchecked
 
 KINDS = list(zip(SHAPES, ("bernoulli", "logistic"), strict=True))
 CASES = [(name, shape, likelihood) for name in MODELS for shape, likelihood in KINDS]
@@ -31,15 +34,47 @@ def test_shapes_and_sites(name, shape, likelihood):
     vae, x = MODELS[name](shape, likelihood=likelihood), x_for(shape)
     trace = poutine.trace(vae.model).get_trace(x)
     guide = poutine.trace(vae.guide).get_trace(x)
-    assert {"z", "x", "data"} <= set(trace.nodes)
-    assert {"z", "data"} <= set(guide.nodes)
+    also = {"w", "y"} if name == "GMVAE" else set()
+    latent = {site for site, node in guide.nodes.items() if node["type"] == "sample" and not factor_or_plate(node)}
+    sites = {site for site, node in trace.nodes.items() if node["type"] == "sample" and not factor_or_plate(node)}
+    assert (latent, sites) == ({"z", *also}, {"z", "x", *also})
+    assert "data" in trace.nodes
+    assert "data" in guide.nodes
     assert trace.nodes["z"]["value"].shape == (4, vae.latent_dim)
     assert trace.nodes["x"]["fn"].batch_shape == (4,)
     assert vae.decode(vae.encode(x)).shape == x.shape
-    pictures = vae.eval().generate(3)
-    assert pictures.shape == (3, *shape)
-    assert pictures.min() >= 0
-    assert pictures.max() <= 1
+    assert vae.eval().generate(3).shape == (3, *shape)
+
+
+def factor_or_plate(node):
+    return isinstance(node["fn"], pyro.distributions.Unit) or type(node["fn"]).__name__ == "_Subsample"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bayesian_likelihood_is_in_the_pair_of_every_model(name, images):
+    """Site `theta` in both, a KL of its own, a gradient for each of its parameters, and importance weights."""
+    vae, x = MODELS[name]((1, 16, 16), theta="weights"), x_for((1, 16, 16)).round()
+    for program in (vae.model, vae.guide):
+        assert poutine.trace(program).get_trace(x).nodes["theta"]["value"].shape == (4, vae.theta.size)
+    terms = Objective(vae)(x)
+    assert float(terms["theta_kl"].detach()) > 0
+    names, parameters = zip(*((key, p) for key, p in vae.named_parameters() if "theta" in key), strict=True)
+    gradients = dict(zip(names, torch.autograd.grad(terms["loss"], parameters, allow_unused=True), strict=True))
+    assert [key for key, gradient in gradients.items() if gradient is None or not bool(gradient.abs().sum() > 0)] == []
+    assert vae.propose(x, 3)[0][1].shape == (3, 4, vae.theta.size)
+    fit(vae, images[:32], epochs=1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_saved_and_read_to_the_bit(name, images, tmp_path):
+    vae = MODELS[name]((1, 16, 16))
+    fit(vae, images[:32], epochs=1)
+    save_model(tmp_path / "vae.safetensors", vae)
+    loaded = load_model(tmp_path / "vae.safetensors")
+    assert (type(loaded), loaded.config) == (type(vae), vae.config)
+    state, expected = loaded.state_dict(), vae.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())
 
 
 @pytest.mark.parametrize(("name", "shape", "likelihood"), CASES)
@@ -110,7 +145,13 @@ def test_fit_changes_every_parameter_and_is_reproducible(name, images):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_batch_of_one_and_a_wrong_shape(name):
     vae = MODELS[name]((1, 16, 16)).eval()
-    assert vae.encode(x_for((1, 16, 16), 1)).shape == (1, vae.latent_dim)
+    one = x_for((1, 16, 16), 1)
+    assert vae.encode(one).shape == (1, vae.latent_dim)
+    assert vae.decode(vae.encode(one)).shape == one.shape
+    assert torch.isfinite(Objective(vae)(one)["loss"])
+    assert torch.isfinite(log_evidence(vae, one, 3)).all()
+    with pytest.raises(ValueError, match="expected images as a tensor, got a ndarray"):
+        unchecked(VAE.check)(vae, one.numpy())
     for call in (vae.model, vae.guide, vae.encode):
         with pytest.raises(ValueError, match=r"\(n, 1, 16, 16\), got \(2, 1, 16, 17\)"):
             call(torch.zeros(2, 1, 16, 17))
@@ -146,6 +187,9 @@ def test_the_default_mobile_nets_fit_any_size():
         ({"image_shape": (1, 28)}, "1 or 3 channels"),
         ({"image_shape": (1, 7, 28)}, "8 or more"),
         ({"image_shape": (1, 28, 28), "latent_dim": 0}, "latent_dim is 0"),
+        ({"image_shape": (1, 28, 28), "hidden": 0}, "hidden is 0"),
+        ({"image_shape": (1, 28, 28), "widths": (8, 0)}, "each of widths is 0"),
+        ({"image_shape": (1, 28, 28), "widths": ()}, "widths are empty"),
         ({"image_shape": (1, 28, 28), "likelihood": "poisson"}, "poisson"),
         ({"image_shape": (1, 28, 28), "likelihood": "gaussian", "theta": "gamma", "theta_rank": 0}, "theta_rank is 0"),
     ],
@@ -159,6 +203,27 @@ def test_mistakes_are_explained(kind, arguments, message):
 def test_an_unknown_model_gets_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean 'mvae'"):
         model_class("mvea")
+
+
+def test_nets_of_ones_own_are_kept():
+    encoder, decoder = nn.Sequential(), nn.Sequential()  # of length 0, which a test of their truth would take for missing
+    vae = VAE((1, 8, 8), 4, encoder=encoder, decoder=decoder)
+    assert (vae.encoder is encoder, vae.decoder is decoder) == (True, True)
+
+
+def test_sizes_are_whole_numbers():
+    for shape in (28, (1, 8.5, 8.5)):
+        with pytest.raises(ValueError, match="sides of 8 or more"):
+            unchecked(checked_shape)(shape)
+    with pytest.raises(ValueError, match=r"latent_dim is 2\.5, expected a whole number"):
+        unchecked(positive)(2.5, "latent_dim")
+
+
+def test_the_mobile_nets_of_a_vq_vae_are_separable(images):
+    nets = {net: VQVAE((1, 16, 16), 4, net=net, widths=(8, 12), hidden=16) for net in ("conv", "mobile")}
+    grouped = {net: sum(getattr(layer, "groups", 1) > 1 for layer in vae.modules()) for net, vae in nets.items()}
+    assert grouped["conv"] == 0 < grouped["mobile"]
+    fit(Quantize()(PruneChannels(ratio=0.5)(nets["mobile"])), images[:32], epochs=1)
 
 
 def test_a_guide_is_extended_by_one_method(images):
