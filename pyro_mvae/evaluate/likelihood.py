@@ -114,9 +114,9 @@ def log_evidence(model: LatentVariableModel, x: Tensor, num_samples: int, *, chu
     """log p(x) of each datum, by importance sampling over all that is latent; (n,). Codes are decoded `chunk` at a time."""
     latents, weights = model.propose(x, num_samples)
     flat = [value.flatten(0, 1) for value in latents]
-    places = torch.arange(x.shape[0], device=x.device).repeat(num_samples)
+    places = torch.arange(x.shape[0], device=x.device).repeat(len(weights))
     likelihoods = [
         model.conditional(*(value[i : i + chunk] for value in flat)).log_prob(x[places[i : i + chunk]])
         for i in range(0, len(places), chunk)
     ]
-    return torch.logsumexp(weights + torch.cat(likelihoods).view(num_samples, -1), 0) - math.log(num_samples)
+    return torch.logsumexp(weights + torch.cat(likelihoods).view_as(weights), 0) - math.log(len(weights))

@@ -101,8 +101,9 @@ class VQVAE(VAE):
             self.infer_theta(x)
 
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The one code that q gives, K times, and its log p(z)."""
+        """The code that q gives and its log p(z): once, as more would be the same, or K times with θ′ drawn for each."""
         self.check(x)
+        num_samples = 1 if self.theta is None else num_samples
         z = self.posterior(x).sample()
         weights = self.prior(x.shape[0]).log_prob(z)
         return self.propose_theta(x, z.expand(num_samples, *z.shape), weights.expand(num_samples, -1))

@@ -38,21 +38,28 @@ class Causal(nn.Module):
         begin = torch.full_like(codes[:, :1], self.codes.num_embeddings - 1)
         h = self.codes(torch.cat([begin, codes[:, :-1]], 1)) + self.places
         for layer in self.blocks:
-            h = layer(h)
+            h, _ = layer(h)
         return self.head(self.norm(h))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
-        """Sequences drawn code by code; (n, length)."""
-        codes = torch.zeros(n, len(self.places), dtype=torch.int64, device=self.places.device)
-        for place in range(len(self.places)):
-            probs = self(codes)[:, place].softmax(-1)
-            codes[:, place] = torch.multinomial(probs, 1)[:, 0]
-        return codes
+        """Sequences drawn code by code, the keys and values of those before kept; (n, length)."""
+        last = torch.full((n, 1), self.codes.num_embeddings - 1, device=self.places.device)
+        drawn, past = [], [None] * len(self.blocks)
+        for place in self.places:
+            h = self.codes(last) + place
+            for i, layer in enumerate(self.blocks):
+                h, past[i] = layer(h, past[i])
+            last = torch.multinomial(self.head(self.norm(h))[:, 0].softmax(-1), 1)
+            drawn.append(last)
+        return torch.cat(drawn, 1)
 
 
 class Block(nn.Module):
-    """Attention to what came before, then two layers at each place."""
+    """Attention to what came before, then two layers at each place.
+
+    Shapes: (n, length, width) → the same, and the keys and values up to here, which the places after it are to be called with.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -61,10 +68,12 @@ class Block(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         inner = self.attention_norm(h)
         q, k, v = (net(inner).unflatten(-1, (self.heads, -1)).transpose(1, 2) for net in (self.query, self.key, self.value))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         scores = q @ k.transpose(-1, -2) / k.shape[-1] ** 0.5
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=h.device).triu(1)
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=h.device).triu(1 + k.shape[2] - q.shape[2])
         h = h + self.out((scores.masked_fill(later, -torch.inf).softmax(-1) @ v).transpose(1, 2).flatten(-2))
-        return h + self.feed(self.norm(h))
+        return h + self.feed(self.norm(h)), (k, v)
