@@ -355,10 +355,7 @@ def deployed(out: Path, name: str, seed: int) -> dict[str, Path]:
 
 def deploy(settings: Settings, name: str, seed: int, data: Data, out: Path) -> None:
     """Write a trained model's int8 `.pte` files, their ranges set on training images."""
-    small = Quantize()(fitted(settings, name, seed, data, out)[0]).train()
-    with torch.no_grad():
-        small.decode(small.encode(data.train.images[:256].float() / 255))
-    small.eval()
+    small = Quantize()(fitted(settings, name, seed, data, out)[0], data.train.images).eval()
     for part, path in deployed(out, name, seed).items():
         path.parent.mkdir(parents=True, exist_ok=True)
         export_executorch(small, path, part=part, images=data.test.images)

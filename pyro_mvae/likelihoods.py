@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.func import functional_call
 
+from pyro_mvae.nets.channels import keep_inputs
 from pyro_mvae.nets.quantized import QuantizedConv
 
 USUAL_PRECISION = 100.0  # of pixels in [0, 1]: a scale of 0.1
@@ -284,10 +285,7 @@ class Weights(nn.Module):
 
     def keep_inputs(self, channels: Sequence[int]) -> None:
         """Drop the inputs of v that the layer has lost, after pruning."""
-        axis = 0 if isinstance(self.down, nn.ConvTranspose2d) else 1
-        chosen = torch.tensor(channels, device=self.down.weight.device)
-        self.down.weight = nn.Parameter(self.down.weight.detach().index_select(axis, chosen))
-        setattr(self.down, "in_features" if isinstance(self.down, nn.Linear) else "in_channels", len(channels))
+        keep_inputs(self.down, channels)
 
     def prior(self, n: int) -> TorchDistributionMixin:
         """p(θ′) for n images."""

@@ -10,7 +10,8 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 
-from pyro_mvae import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, PruneChannels, Quantize, VaDE, export, models
+from pyro_mvae import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, VaDE, compress, export, models
+from pyro_mvae.compress import FoldAndFuse, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
 from pyro_mvae.inference import penalties, tuning
 
 SHAPES = [(1, 16, 16), (3, 17, 20)]
@@ -60,10 +61,19 @@ CONTROLLERS: dict[str, tuning.Controller] = {
     "Multiplier": tuning.Multiplier("kl", "kl", 2.0),
 }
 
-PASSES: dict[str, Callable[[VAE], VAE]] = {
+PASSES: dict[str, compress.Pass] = {
     "PruneChannels": PruneChannels(ratio=0.5),
+    "PruneChannels, global": PruneChannels(ratio=0.4, importance="taylor", scope="global"),
+    "PruneLatents": PruneLatents(keep=3),
     "Quantize": Quantize(),
+    "Quantize, 4 bits": Quantize(weight_bits=4, ranges="learned"),
+    "SparseCode": SparseCode(threshold=0.05),
+    "FoldAndFuse": FoldAndFuse(),
+    "Shrink": Shrink(width=0.5, latent_dim=3),
 }
+
+REFUSED = {("VQVAE", "SparseCode")}
+"""Passes that a model can't go through, which says why."""
 
 EXPORTERS: dict[str, tuple[Callable[..., Any], str, dict[str, str]]] = {
     "export_coreml": (export.export_coreml, ".mlpackage", {"precision": "float16"}),

@@ -1,6 +1,22 @@
 """The compression module: passes, model → smaller model."""
 
+from pyro_mvae.compress.fold import FoldAndFuse
 from pyro_mvae.compress.miniaturize import BudgetError, Student, miniaturize
-from pyro_mvae.compress.passes import PruneChannels, Quantize
+from pyro_mvae.compress.passes import Pass
+from pyro_mvae.compress.prune import PruneChannels, PruneLatents
+from pyro_mvae.compress.quantize import Quantize
+from pyro_mvae.compress.shrink import Shrink
+from pyro_mvae.compress.sparse import SparseCode
 
-__all__ = ["BudgetError", "PruneChannels", "Quantize", "Student", "miniaturize"]
+__all__ = [
+    "BudgetError",
+    "FoldAndFuse",
+    "Pass",
+    "PruneChannels",
+    "PruneLatents",
+    "Quantize",
+    "Shrink",
+    "SparseCode",
+    "Student",
+    "miniaturize",
+]

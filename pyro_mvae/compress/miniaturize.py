@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_mvae.compress.passes import PruneChannels, Quantize
+from pyro_mvae.compress.prune import PruneChannels
+from pyro_mvae.compress.quantize import Quantize
 from pyro_mvae.data import Data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.export.executorch import measured_bytes

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from pyro_mvae import models
 from pyro_mvae.atomic import atomic
 from pyro_mvae.models import VAE
-from pyro_mvae.nets.quantized import is_quantized, quantized_pair
 from pyro_mvae.nets.resize import resize
+from pyro_mvae.nets.structure import restructured, structure
 
 FORMAT = 2
 
@@ -167,7 +167,8 @@ def save_model(path: str | os.PathLike[str], model: VAE, **notes: Any) -> None:
         >>> type(load_model(path)).__name__
         'MVAE'
     """
-    about = {"class": type(model).__name__, "config": model.config, "passes": model.passes, "quantized": is_quantized(model)}
+    about = {"class": type(model).__name__, "config": model.config, "passes": model.passes}
+    about["structure"] = structure(model.encoder, model.decoder)
     write(path, model.state_dict(), {"model": about, "notes": notes})
 
 
@@ -187,9 +188,8 @@ def load_model(path: str | os.PathLike[str], *, into: VAE | None = None) -> VAE:
     if into is None and about["class"] not in models.__all__:
         raise ValueError(f"{path} holds a {about['class']}, which is not of this package: give the model to fill with into=")
     model = into or getattr(models, about["class"])(**about["config"])
-    if into is None and about["quantized"]:
-        model.encoder, model.decoder = quantized_pair(model.encoder, model.decoder)
     if into is None:
+        model.encoder, model.decoder = restructured(model.encoder, model.decoder, **about["structure"])
         resize(model, tensors)
     fill(model, tensors, source=path)
     model.passes = tuple(about["passes"])

@@ -16,6 +16,7 @@ from pyro_mvae.models.vade import found_clusters
 from pyro_mvae.models.vae import VAE, checked_cluster, positive
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import make_nets
+from pyro_mvae.nets.channels import keep_outputs
 
 
 class GMVAE(VAE):
@@ -127,6 +128,11 @@ class GMVAE(VAE):
                 layer.bias.copy_(values.flatten())
                 layer.weight *= 0.1
 
+    def keep_latents(self, kept: Sequence[int]) -> None:
+        """As `VAE.keep_latents`, for the components too."""
+        super().keep_latents(kept)
+        self.components.keep(kept)
+
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""
         loc, scale = self.components(self.style_prior(n).sample())
@@ -154,6 +160,14 @@ class Components(nn.Module):
         self.body = nn.Sequential(nn.Linear(style_dim, hidden), nn.Tanh())
         self.loc = nn.Linear(hidden, num_clusters * latent_dim)
         self.log_scale = nn.Linear(hidden, num_clusters * latent_dim)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Leave these dimensions of z alone, in place."""
+        num_clusters, latent_dim = self.shape
+        places = [y * latent_dim + dim for y in range(num_clusters) for dim in kept]
+        for layer in (self.loc, self.log_scale):
+            keep_outputs(layer, places)
+        self.shape = (num_clusters, len(kept))
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         h = self.body(w)

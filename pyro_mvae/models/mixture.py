@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -10,6 +11,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
+
+from pyro_mvae.nets.channels import selected
 
 
 class Mixture(nn.Module):
@@ -45,6 +48,10 @@ class Mixture(nn.Module):
     def responsibilities(self, z: Tensor) -> Tensor:
         """p(y|z), by Bayes' rule; (…, d) → (…, K)."""
         return self.log_joint(z).softmax(-1)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Leave these dimensions of z alone, in place."""
+        self.loc, self.log_scale = selected(self.loc, kept, axis=1), selected(self.log_scale, kept, axis=1)
 
     @torch.no_grad()
     def start(self, gaussians: Gaussians) -> None:

@@ -59,6 +59,12 @@ class SVAE(VAE):
         """The direction that q(z|x) is around; (n, latent_dim), of length 1."""
         return F.normalize(super().encode(x), dim=-1)
 
+    def keep_latents(self, kept: Sequence[int]) -> None:
+        """As `VAE.keep_latents`; 2 or more, a sphere has no fewer dimensions."""
+        if len(kept) < 2:
+            raise ValueError(f"{len(kept)} dimensions would be kept, expected 2 or more: a sphere has no fewer")
+        super().keep_latents(kept)
+
     def draw_like(self, z: Tensor, n: int) -> Tensor:
         """As `VAE.draw_like`, back on the sphere."""
         return F.normalize(super().draw_like(z, n), dim=-1)

@@ -47,6 +47,12 @@ class VaDE(VAE):
         """p(z), y summed out, for n data."""
         return super().prior(n) if self.mixture is None else self.mixture(n)
 
+    def keep_latents(self, kept: Sequence[int]) -> None:
+        """As `VAE.keep_latents`, for the clusters too."""
+        super().keep_latents(kept)
+        if self.mixture is not None:
+            self.mixture.keep(kept)
+
     @property
     def clustered(self) -> Mixture:
         """The prior, where it has clusters; a ValueError where it has none."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from pyro_mvae.likelihoods import make_likelihood, make_theta
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import ConvEncoder, make_nets
+from pyro_mvae.nets.channels import keep_inputs
+from pyro_mvae.nets.conv import Heads
 from pyro_mvae.nets.kinds import usual_sizes
 
 
@@ -209,6 +211,22 @@ class VAE(nn.Module):
         """New codes, like those of some images, see `likeness`; (m, latent_dim) → (n, latent_dim)."""
         covariance = torch.atleast_2d(z.T.cov()) + 1e-4 * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         return torch.distributions.MultivariateNormal(z.mean(0), covariance).sample((n,))
+
+    def latent_activity(self, images: Tensor) -> Tensor:
+        """How much each dimension of the code says: the variance of its posterior mean over images; (latent_dim,)."""
+        return codes(self, images).var(0)
+
+    def keep_latents(self, kept: Sequence[int]) -> None:
+        """Leave these dimensions of z alone, in place; ValueError for nets that are not this package's."""
+        heads = [module for module in self.encoder.modules() if isinstance(module, Heads)]
+        first = next((module for module in self.decoder.modules() if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)), None)
+        if len(heads) != 1 or first is None or first.in_channels != self.latent_dim:
+            raise ValueError(
+                "dimensions of the code can be removed where its nets are of this package: `Heads`, then a convolution"
+            )
+        heads[0].keep(kept)
+        keep_inputs(first, kept)
+        self.latent_dim = self.config["latent_dim"] = len(kept)
 
     def diagnostics(self) -> dict[str, float]:
         """What else is worth a column of the history."""

@@ -132,6 +132,22 @@ class VQVAE(VAE):
                 optimizer.step()
         return self.codebook.lookup(net.sample(n))
 
+    @torch.no_grad()
+    def latent_activity(self, images: Tensor, *, chunk: int = 500) -> Tensor:
+        """How often each code stands for a place of images, to the mean of all codes; (num_codes,)."""
+        was_training, num_codes = self.training, len(self.codebook.vectors)
+        device = self.codebook.vectors.device
+        self.eval()
+        chosen = torch.cat([self.encode_codes(x.to(device).float() / 255).flatten() for x in images.split(chunk)])
+        self.train(was_training)
+        return torch.bincount(chosen, minlength=num_codes) * (num_codes / len(chosen))
+
+    def keep_latents(self, kept: Sequence[int]) -> None:
+        """Leave these codes alone, in place."""
+        self.codebook.keep(kept)
+        self.code_prior.keep_codes(kept)
+        self.config["num_codes"] = len(kept)
+
     def diagnostics(self) -> dict[str, float]:
         """Perplexity of the codes' usage: about how many are in use."""
         return {"perplexity": self.codebook.perplexity()}
@@ -208,6 +224,12 @@ class Codebook(nn.Module):
         self.counts.copy_(torch.where(dead, usual, self.counts))
         self.sums.copy_(torch.where(dead[:, None], usual * drawn, self.sums))
         self.vectors.copy_(self.sums / self.counts[:, None])
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Leave these codes alone, in place."""
+        chosen = torch.as_tensor(kept, device=self.vectors.device)
+        for name, buffer in list(self.named_buffers()):
+            setattr(self, name, buffer[chosen])
 
     def perplexity(self) -> float:
         shares = self.usage / self.usage.sum().clamp(min=1e-12)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from pyro_mvae.nets.channels import keep_outputs, selected
 
 
 class Causal(nn.Module):
@@ -33,6 +37,12 @@ class Causal(nn.Module):
         self.places = nn.Parameter(0.02 * torch.randn(length, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, num_codes)
+
+    def keep_codes(self, kept: Sequence[int]) -> None:
+        """Leave these codes alone, in place; they are numbered anew."""
+        self.codes.weight = selected(self.codes.weight, [*kept, self.codes.num_embeddings - 1])
+        self.codes.num_embeddings = len(kept) + 1
+        keep_outputs(self.head, kept)
 
     def forward(self, codes: Tensor) -> Tensor:
         begin = torch.full_like(codes[:, :1], self.codes.num_embeddings - 1)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_mvae.nets.channels import keep_outputs
+
 Shape = tuple[int, int, int]
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -107,6 +109,13 @@ class Heads(nn.Module):
         super().__init__()
         self.loc = Gather(in_channels, latent_dim, 1)
         self.log_scale = None if num_scales == 0 else Gather(in_channels, num_scales or latent_dim, 1)
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Leave these dimensions of z alone, in place."""
+        before = self.loc.out_channels
+        keep_outputs(self.loc, kept)
+        if self.log_scale is not None and self.log_scale.out_channels == before:
+            keep_outputs(self.log_scale, kept)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         if self.log_scale is None:

@@ -1,4 +1,4 @@
-"""Layers whose weights and activations are int8: in training, and as the integers that every runtime reads.
+"""Layers whose weights and activations are small integers: in training, and as every runtime reads them.
 
 One description serves all: a `QuantizedConv` computes its per-channel weight scales from its weights, an `ActivationQuantizer`
 keeps the range it saw. In training they round with a straight-through gradient. `as_integers` turns them into the explicit
@@ -28,8 +28,9 @@ LOGIT_LIMIT = 10.0
 class ActivationQuantizer(nn.Module):
     """Rounds an activation to 256 levels between the smallest and largest value seen: q = clamp(round(x / scale) + zero_point).
 
-    In training mode the range is an exponential moving average of each batch's extremes; it always contains 0, so that zero
-    padding stays exact. The gradient passes straight through inside the range and is 0 outside it.
+    In training mode the range is an exponential moving average of each batch's extremes, until `learn` makes parameters of its
+    ends (Esser et al., Learned Step Size Quantization, 2020). It always contains 0, so that zero padding stays exact. The
+    gradient passes straight through inside the range and is 0 outside it.
 
     Args:
         momentum: weight of a new batch in the moving range.
@@ -53,10 +54,20 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("low", torch.tensor(low))
         self.register_buffer("high", torch.tensor(high))
 
+    def learn(self) -> None:
+        """Make parameters of the ends of the range, where it is not known beforehand."""
+        if self.moving:
+            low, high = self.low, self.high
+            del self.low, self.high
+            self.low, self.high, self.moving = nn.Parameter(low), nn.Parameter(high), False
+
     def qparams(self) -> tuple[Tensor, Tensor]:
         """The scale, and the zero point as a float with an integral value."""
-        scale = ((self.high - self.low) / (HIGHEST - LOWEST)).clamp(min=1e-8)
-        return scale, (LOWEST - torch.round(self.low / scale)).clamp(LOWEST, HIGHEST)
+        low, high = self.low.clamp(-self.limit, 0.0), self.high.clamp(0.0, self.limit)
+        scale = ((high - low) / (HIGHEST - LOWEST)).clamp(min=1e-8)
+        steps = low / scale
+        whole = steps + (torch.round(steps) - steps).detach()  # so that what is clipped has the gradient of an end of the range
+        return scale, (LOWEST - whole).clamp(LOWEST, HIGHEST)
 
     def observe(self, x: Tensor) -> None:
         low, high = x.amin().clamp(-self.limit, 0.0), x.amax().clamp(0.0, self.limit)
@@ -68,25 +79,28 @@ class ActivationQuantizer(nn.Module):
         if self.training and self.moving:
             self.observe(x.detach())
         scale, zero_point = self.qparams()
-        clipped = x.clamp((LOWEST - zero_point) * scale, (HIGHEST - zero_point) * scale)
-        rounded = (torch.clamp(torch.round(x / scale) + zero_point, LOWEST, HIGHEST) - zero_point) * scale
-        return clipped + (rounded - clipped).detach()
+        steps = (x / scale).clamp(LOWEST - zero_point, HIGHEST - zero_point)
+        return (steps + (torch.round(steps) - steps).detach()) * scale
 
 
 class QuantizedConv(nn.Module):
-    """A convolution, plain or transposed, whose weights are rounded to int8 with one scale per output channel.
+    """A convolution, plain or transposed, whose weights are rounded to integers with one scale per output channel.
 
-    The gradient passes straight through the rounding (17): w_q = w + stop_gradient(round(w / s) s − w), s = max|w| / 127.
+    The gradient passes straight through the rounding (17): w_q = w + stop_gradient(round(w / s) s − w), s = max|w| / (2ᵇ⁻¹ − 1).
 
     Args:
         conv: the layer it takes the place of; its parameters are kept, not copied.
+        bits: b, from 2 to 8.
 
     Raises:
-        ValueError: for a grouped transposed convolution, whose channels no runtime quantises alike.
+        ValueError: for a grouped transposed convolution, whose channels no runtime quantises alike, or bits that can't be.
     """
 
-    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d):
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, *, bits: int = 8):
         super().__init__()
+        if not 2 <= bits <= 8:
+            raise ValueError(f"weights can't have {bits} bits: expected 2 to 8")
+        self.bits, self.highest = bits, 2 ** (bits - 1) - 1
         if conv.transposed and conv.groups > 1:
             raise ValueError(f"{conv} can't be quantised: it is transposed and grouped; use groups=1")
         self.conv = conv
@@ -98,16 +112,16 @@ class QuantizedConv(nn.Module):
     def scales(self) -> Tensor:
         """One scale per output channel."""
         other = [d for d in range(4) if d != self.axis]
-        return (self.conv.weight.detach().abs().amax(other) / HIGHEST).clamp(min=1e-8)
+        return (self.conv.weight.detach().abs().amax(other) / self.highest).clamp(min=1e-8)
 
     def integers(self) -> Tensor:
         scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
-        return torch.round(self.conv.weight.detach() / scales).clamp(-HIGHEST, HIGHEST).to(torch.int8)
+        return torch.round(self.conv.weight.detach() / scales).clamp(-self.highest, self.highest).to(torch.int8)
 
     def rounded_weight(self) -> Tensor:
         weight = self.conv.weight
         scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
-        return weight + (torch.round(weight / scales).clamp(-HIGHEST, HIGHEST) * scales - weight).detach()
+        return weight + (torch.round(weight / scales).clamp(-self.highest, self.highest) * scales - weight).detach()
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(self.conv, x, self.rounded_weight())
@@ -156,7 +170,7 @@ class IntegerActivation(nn.Module):
         return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *arguments)
 
 
-def quantized_pair(encoder: nn.Module, decoder: nn.Module) -> tuple[nn.Module, nn.Module]:
+def quantized_pair(encoder: nn.Module, decoder: nn.Module, *, bits: int = 8) -> tuple[nn.Module, nn.Module]:
     """`quantized` copies of an encoder of pixels and a decoder to logits.
 
     Example:
@@ -165,11 +179,13 @@ def quantized_pair(encoder: nn.Module, decoder: nn.Module) -> tuple[nn.Module, n
         >>> is_quantized(encoder), is_quantized(decoder)
         (True, True)
     """
-    return quantized(encoder, bounds=PIXELS), quantized(decoder, output_limit=LOGIT_LIMIT)
+    return quantized(encoder, bounds=PIXELS, bits=bits), quantized(decoder, output_limit=LOGIT_LIMIT, bits=bits)
 
 
-def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None, output_limit: float = torch.inf) -> nn.Module:
-    """A copy of `net` that computes in int8: batch normalisation folded, convolutions and the activations between them rounded.
+def quantized(
+    net: nn.Module, *, bounds: tuple[float, float] | None = None, output_limit: float = torch.inf, bits: int = 8
+) -> nn.Module:
+    """A copy of `net` that computes in integers: batch normalisation folded, convolutions and activations between them rounded.
 
     An activation is rounded after its ReLU, where XNNPACK fuses it, and a convolution's input where nothing rounded it before.
     The ranges are those of the data that pass through in training mode.
@@ -177,6 +193,7 @@ def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None, outp
     Args:
         bounds: the range of the net's input, if it is known beforehand.
         output_limit: what the range of a convolution that is the net's output never goes beyond.
+        bits: of the weights; activations have 8.
 
     Raises:
         ValueError: for a net that is quantised already, or a layer that can't be.
@@ -200,7 +217,7 @@ def quantized(net: nn.Module, *, bounds: tuple[float, float] | None = None, outp
         if not isinstance(layer, CONVOLUTIONS):
             continue
         source, last = node.args[0], end_of_activation(node, modules)
-        replacement: nn.Module = QuantizedConv(layer)
+        replacement: nn.Module = QuantizedConv(layer, bits=bits)
         if source not in rounded:
             replacement = nn.Sequential(ActivationQuantizer(bounds=bounds), replacement)
         net.set_submodule(name, replacement)
@@ -228,8 +245,28 @@ def check_calibrated(net: nn.Module) -> None:
 
 
 def is_quantized(net: nn.Module) -> bool:
-    """Whether a net has int8 layers."""
+    """Whether a net has layers of integers."""
     return any(isinstance(module, QuantizedConv) for module in net.modules())
+
+
+def how_quantized(net: nn.Module) -> dict[str, Any] | None:
+    """How a net was quantised, for its checkpoint: bits of its weights, and whether its ranges are learned; None if it was not.
+
+    Example:
+        >>> from pyro_mvae.nets import MobileEncoder
+        >>> how_quantized(quantized(MobileEncoder((1, 8, 8), 4), bits=4))
+        {'bits': 4, 'learned': False}
+    """
+    bits = [module.bits for module in net.modules() if isinstance(module, QuantizedConv)]
+    learned = any(isinstance(module, ActivationQuantizer) and isinstance(module.low, nn.Parameter) for module in net.modules())
+    return {"bits": bits[0], "learned": learned} if bits else None
+
+
+def learn_ranges(net: nn.Module) -> None:
+    """`ActivationQuantizer.learn`, of every one in a net."""
+    for module in net.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.learn()
 
 
 def as_integers(net: nn.Module) -> nn.Module:

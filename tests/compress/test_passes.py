@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-from pyro_mvae import MVAE, PruneChannels, Quantize, fit, load_model, save_model
+from pyro_mvae import MVAE, VAE, Objective, fit, load_model, save_model
+from pyro_mvae.compress import FoldAndFuse, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
 from pyro_mvae.compress.miniaturize import BudgetError, calibrated, estimated_bytes, miniaturize, ratio_within, student_for
-from pyro_mvae.compress.passes import kept_channels, prune
+from pyro_mvae.compress.prune import channels, kept_channels, prune
 from pyro_mvae.data import Data, Split
+from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.nets.fold import CONVOLUTIONS, fold_batch_norm
 from pyro_mvae.nets.quantized import ActivationQuantizer, QuantizedConv, as_floats, as_integers, check_calibrated, quantized
-from tests.catalog import BOUNDS, MODELS, PASSES
+from tests.catalog import BOUNDS, MODELS, PASSES, REFUSED
 
-CASES = [(model, name) for model in MODELS for name in PASSES]
+CASES = [(model, name) for model in MODELS for name in PASSES if (model, name) not in REFUSED]
 
 
 @pytest.mark.parametrize(("model", "name"), CASES)
@@ -26,7 +28,7 @@ def test_the_contract(model, name, images, tmp_path):
     """A pass copies, is logged by its repr, and leaves a model that trains, by `fit` and by SVI, and is saved and read."""
     original = MODELS[model]((1, 16, 16))
     before = copy.deepcopy(original.state_dict())
-    small = PASSES[name](original)
+    small = PASSES[name](original, images[:64])
     assert all(torch.equal(value, before[key]) for key, value in original.state_dict().items())
     assert original.passes == ()
     assert small.passes == (repr(PASSES[name]),)
@@ -61,12 +63,162 @@ def test_pruning_keeps_what_was_asked_for(model, ratio, round_to, shape):
     assert small.decode(small.encode(x)).shape == x.shape
 
 
+@pytest.mark.parametrize(("model", "name"), sorted(REFUSED))
+def test_a_pass_that_a_model_cannot_go_through_says_why(model, name):
+    with pytest.raises(ValueError, match=r"prune its codes"):
+        PASSES[name](MODELS[model]((1, 16, 16)))
+
+
+SMALLER = {
+    "prune": PruneChannels(ratio=0.3, round_to=1),
+    "rank": PruneChannels(ratio=0.3, round_to=2, importance="group_l1", scope="global"),
+    "latents": PruneLatents(keep=2),
+    "fold": FoldAndFuse(),
+    "sparse": SparseCode(0.05),
+}
+
+
+@given(
+    st.sampled_from(["conv", "mobile", "mlp"]),
+    st.lists(st.integers(2, 9), min_size=1, max_size=3),
+    st.integers(3, 12),
+    st.tuples(st.sampled_from([1, 3]), st.integers(8, 24), st.integers(8, 24)),
+    st.integers(2, 6),
+    st.permutations(sorted(SMALLER)).flatmap(lambda names: st.integers(0, len(names)).map(lambda n: names[:n])),
+    st.sampled_from([None, Quantize(), Quantize(weight_bits=4), Quantize(ranges="learned")]),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_passes_in_any_order(tmp_path_factory, net, widths, hidden, shape, latent_dim, names, last):
+    """They are logged, the nets still fit each other, and what is read back computes the same."""
+    vae = VAE(shape, latent_dim, net=net, widths=widths, hidden=hidden)
+    seen = torch.randint(0, 256, (6, *shape), dtype=torch.uint8)
+    passes = [*(SMALLER[name] for name in names), *([last] if last else [])]
+    for step in passes:
+        vae = step(vae, seen)
+    assert vae.passes == tuple(map(repr, passes))
+    if "latents" in names:
+        assert vae.latent_dim == 2
+    x = seen[:2].float() / 255
+    assert torch.isfinite(Objective(vae.train())(x)["loss"])
+    vae.eval()
+    path = tmp_path_factory.mktemp("passes") / "vae.safetensors"
+    save_model(path, vae)
+    assert torch.equal(load_model(path).decode(vae.encode(x)), vae.decode(vae.encode(x)))
+
+
+@pytest.mark.parametrize("model", sorted(set(MODELS) - {"VQVAE"}))
+def test_dimensions_that_say_nothing_go_first(model, images):
+    """What is left is the model with the other dimensions of its code at 0."""
+    vae = having_seen(MODELS[model]((1, 16, 16)), images)
+    vae.encoder.heads.loc.weight.data[1] *= 1e-4
+    small, x = PruneLatents(keep=3)(vae, images).eval(), images[:4].float() / 255
+    assert small.latent_dim == small.config["latent_dim"] == 3
+    assert small.prior(5).sample().shape == (5, 3)
+    if model == "SVAE":
+        return  # its codes are brought back to length 1
+    torch.testing.assert_close(small.encode(x), vae.encode(x)[:, [0, 2, 3]])
+    z = torch.randn(4, 4)
+    z[:, 1] = 0
+    torch.testing.assert_close(small.decode(z[:, [0, 2, 3]]), vae.decode(z), atol=1e-5, rtol=1e-4)
+
+
+def test_codes_of_a_vq_vae_that_are_not_used_are_removed_and_its_pictures_stay(images):
+    vae = having_seen(MODELS["VQVAE"]((1, 16, 16)), images)
+    used = vae.latent_activity(images) > 0
+    small, x = PruneLatents(threshold=0.0)(vae, images).eval(), images[:8].float() / 255
+    assert small.config["num_codes"] == len(small.codebook.vectors) == int(used.sum())
+    torch.testing.assert_close(small.decode(small.encode(x)), vae.decode(vae.encode(x)))
+    assert small.generate(2).shape == (2, 1, 16, 16)
+    assert torch.isfinite(small.prior(8).log_prob(small.encode(x))).all()
+
+
+def test_a_small_code_is_as_large_as_images_need(images):
+    vae = having_seen(VAE((1, 16, 16), 6, widths=(8,), hidden=16), images)
+    vae.encoder.heads.loc.weight.data *= torch.tensor([0.0, 9.0, 0.0, 9.0, 9.0, 0.0])[:, None, None, None]
+    assert PruneLatents()(vae, images).latent_dim == Shrink()(vae, images).latent_dim == 3
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn_scale", "group_l1"])
+def test_each_importance_finds_the_channels_that_matter(importance, images):
+    """Channels whose every trace was made small go, and the picture stays."""
+    vae = having_seen(VAE((1, 16, 16), 4, widths=(8, 12), hidden=16), images)
+    first = vae.encoder.body[0]
+    gone = [0, 3, 4, 6]
+    first[0].weight.data[gone] *= 1e-4
+    for tensor in (first[1].weight, first[1].bias, vae.encoder.body[1][0].weight.transpose(0, 1)):
+        tensor.data[gone] *= 1e-4
+    small = PruneChannels(ratio=0.5, round_to=1, importance=importance)(vae, images)
+    kept = [place for place in range(8) if place not in gone]
+    assert torch.equal(small.encoder.body[0][0].weight, first[0].weight[kept])
+
+
+def test_a_global_ratio_takes_most_from_the_layers_that_matter_least(images):
+    vae = VAE((1, 16, 16), 4, widths=(16, 16), hidden=32)
+    vae.encoder.body[1][0].weight.data *= 1e-3
+    vae.encoder.body[2][0].weight.data.transpose(0, 1)[...] *= 1e-3
+    before, after = channels(vae), channels(PruneChannels(ratio=0.3, round_to=1, importance="group_l1", scope="global")(vae))
+    share = {name: after[name] / before[name] for name in before}
+    assert share["encoder.body.1.0"] < share["encoder.body.0.0"]
+    inner = [name for name in before if name.startswith("encoder.body")]
+    assert sum(after[name] for name in inner) / sum(before[name] for name in inner) == pytest.approx(0.7, abs=0.02)
+
+
+def test_channels_that_are_always_0_are_removed_and_the_function_stays(images):
+    for net in ("conv", "mobile", "mlp"):
+        vae = having_seen(VAE((1, 16, 16), 4, net=net, widths=(8, 12), hidden=16, theta="weights"), images)
+        vae = FoldAndFuse()(vae).eval()
+        for part in (vae.encoder, vae.decoder):
+            inner = [layer for layer in part.modules() if isinstance(layer, CONVOLUTIONS)][:-2]
+            for layer in inner:
+                layer.weight.data.transpose(0, 1 if layer.transposed else 0)[1:3] = 0
+                layer.bias.data[1:3] = -0.5
+        small, x, z = FoldAndFuse()(vae).eval(), images[:4].float() / 255, torch.randn(4, 4)
+        assert sum(channels(small).values()) < sum(channels(vae).values())
+        torch.testing.assert_close(small.encoder(x), vae.encoder(x), atol=1e-5, rtol=1e-5)
+        theta = torch.randn(4, vae.theta.size)
+        torch.testing.assert_close(
+            small.theta.decode(small.decoder, z, theta), vae.theta.decode(vae.decoder, z, theta), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_quantising_after_training_is_ready_at_once(images):
+    vae = VAE((1, 16, 16), 4, widths=(8, 12), hidden=16)
+    fit(vae, images, epochs=8, lr=4e-3)
+    before = negative_bound(vae, images)
+    quantized = {bits: Quantize(weight_bits=bits)(vae, images).eval() for bits in (2, 4, 8)}
+    assert abs(negative_bound(quantized[8], images) - before) < 0.02 * before
+    z = torch.randn(64, 4)
+    errors = {bits: float((small.decode(z) - vae.decode(z)).square().mean().detach()) for bits, small in quantized.items()}
+    assert errors[8] < errors[4] < errors[2]
+
+
+def test_weights_of_few_bits_have_few_levels_in_the_integers_too():
+    conv = nn.Conv2d(3, 5, 3)
+    for bits in (2, 4, 8):
+        levels = QuantizedConv(conv, bits=bits).integers()
+        assert int(levels.abs().max()) == 2 ** (bits - 1) - 1
+    with pytest.raises(ValueError, match="can't have 9 bits"):
+        QuantizedConv(conv, bits=9)
+
+
+def test_learned_ranges_have_the_gradient_of_finite_differences():
+    """What is beyond the range becomes its end, and moves with it alone."""
+    quantizer = ActivationQuantizer(bounds=None).double().train()
+    quantizer(torch.tensor([-1.0, 2.0], dtype=torch.float64))
+    quantizer.learn()
+    x = torch.tensor([-3.0, 5.0], dtype=torch.float64)
+    quantizer(x).sum().backward()
+    assert float(quantizer.high.grad) == pytest.approx(1)
+    assert float(quantizer.low.grad) == pytest.approx(1)
+    assert {name for name, _ in quantizer.named_parameters()} == {"low", "high"}
+
+
 def test_pruning_takes_the_smallest_channels():
     net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1)).eval()
     for layer in (net[0].weight, net[2].weight.transpose(0, 1)):
         layer.data.fill_(1.0)
         layer.data[[0, 2]] = 1e-4
-    prune(net, torch.zeros(1, 1, 4, 4), ratio=0.5, round_to=1)
+    prune(net, torch.zeros(1, 1, 4, 4), PruneChannels(ratio=0.5, round_to=1))
     assert (net[0].out_channels, net[2].in_channels) == (2, 2)
     assert net[0].weight.min() == 1
 
@@ -83,7 +235,7 @@ def test_a_net_that_cannot_be_pruned_is_refused():
             return self.head(self.inner(x) + x)
 
     with pytest.raises(ValueError, match="tied to its input's"):
-        prune(Tied().eval(), torch.zeros(1, 8, 4, 4), ratio=0.5, round_to=1)
+        prune(Tied().eval(), torch.zeros(1, 8, 4, 4), PruneChannels(ratio=0.5, round_to=1))
 
 
 @torch.no_grad()
@@ -168,12 +320,42 @@ def test_mistakes_are_explained():
     vae = MODELS["MVAE"]((1, 16, 16))
     with pytest.raises(ValueError, match="ratio is 1"):
         PruneChannels(ratio=1.0)
-    with pytest.raises(ValueError, match="prune first"):
+    with pytest.raises(ValueError, match="do so first, then quantise"):
         PruneChannels(ratio=0.5)(Quantize()(vae))
     with pytest.raises(ValueError, match="already"):
         Quantize()(Quantize()(vae))
     with pytest.raises(ValueError, match="seen no data"):
         check_calibrated(Quantize()(vae))
+    with pytest.raises(ValueError, match="looks at images: call it with"):
+        PruneChannels(importance="taylor")(vae)
+    with pytest.raises(ValueError, match="looks at images: call it with"):
+        PruneLatents()(vae)
+    with pytest.raises(ValueError, match="looks at images: call it with"):
+        Quantize(ranges="learned")(vae)
+    with pytest.raises(ValueError, match="keep is 9, expected 4 at most"):
+        PruneLatents(keep=9)(vae, torch.zeros(4, 1, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="no batch normalisation"):
+        PruneChannels(importance="bn_scale")(MODELS["InfoVAE"]((1, 16, 16)))
+    with pytest.raises(ValueError, match="sparse already"):
+        SparseCode()(SparseCode()(vae))
+    with pytest.raises(ValueError, match="shrink it first"):
+        Shrink()(PruneChannels()(vae))
+    with pytest.raises(ValueError, match="layers is 5, expected 2 at most"):
+        Shrink(layers=5)(vae)
+    with pytest.raises(ValueError, match="expected 2 or more: a sphere"):
+        PruneLatents(keep=1)(MODELS["SVAE"]((1, 16, 16)), torch.zeros(4, 1, 16, 16, dtype=torch.uint8))
+    for wrong in (
+        lambda: PruneChannels(importance="luck"),
+        lambda: PruneChannels(scope="net"),
+        lambda: PruneLatents(keep=0),
+        lambda: Quantize(weight_bits=1),
+        lambda: Quantize(ranges="fixed"),
+        lambda: SparseCode(0.0),
+        lambda: Shrink(width=0.0),
+        lambda: Shrink(latent_dim=0),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            wrong()
     with pytest.raises(ValueError, match="linear"):
         quantized(nn.Sequential(nn.Linear(2, 2)))
 

@@ -1,0 +1,272 @@
+"""Pruning: channels of the nets that matter least, and dimensions of the code that say nothing, are taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, fx, nn
+
+from pyro_mvae.compress.passes import Model, check_float, copied, needed
+from pyro_mvae.inference.objective import Objective
+from pyro_mvae.inference.penalties import channel_axis
+from pyro_mvae.likelihoods import Weights, last_layer
+from pyro_mvae.models import VAE
+from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules
+
+SCOPES = ("layer", "global")
+MOST = 0.9
+"""The share of a layer's channels that a global ratio may take: the nets stay whole."""
+SEEN = 256
+"""How many images gradients are averaged over."""
+
+
+def group_norms(group: Any) -> Tensor:
+    """Σ_g √n_g ‖w_g‖₂ of what makes a channel: its share of the penalty `PruneGroups`, (15)."""
+    norms = []
+    for dependency, indices in group:
+        layer = dependency.target.module
+        if isinstance(layer, CONVOLUTIONS) and dependency.handler in OUTPUTS:
+            groups = layer.weight.detach().transpose(0, channel_axis(layer)).flatten(1)[indices]
+            norms.append(groups.shape[1] ** 0.5 * groups.norm(dim=1))
+    return torch.stack(norms).sum(0)
+
+
+OUTPUTS = (tp.prune_conv_out_channels, tp.prune_depthwise_conv_out_channels, tp.prune_linear_out_channels)
+IMPORTANCES: dict[str, Callable[[], Any]] = {
+    "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+    "taylor": tp.importance.GroupTaylorImportance,
+    "bn_scale": tp.importance.BNScaleImportance,
+    "group_l1": lambda: group_norms,
+}
+
+
+@dataclass(frozen=True)
+class PruneChannels:
+    """Remove the channels that matter least, together with all that depends on them.
+
+    The outputs of each net keep their channels. Train on afterwards: pruning costs likelihood that training gives back. What each
+    layer has left, `channels` tells.
+
+    Args:
+        ratio: share of channels to remove, from 0 up to 1.
+        round_to: what the number of channels kept is a multiple of.
+        importance: "magnitude", the L2 norm over everything a channel touches; "taylor", how much the loss on images changes
+            without it, to first order; "bn_scale", the scale of its batch normalisation; "group_l1", see `group_norms`.
+        scope: "layer", every layer loses the same share; "global", the channels of each net are ranked together, and a layer
+            loses 90 % at most.
+
+    Raises:
+        ValueError: for settings that can't be, a quantised model, an importance that the model can't have, or a ratio that was
+            not reached, with the layer's name.
+
+    Example:
+        >>> from pyro_mvae.models import MVAE
+        >>> small = PruneChannels(ratio=0.5)(MVAE((1, 28, 28)))
+        >>> small.passes
+        ("PruneChannels(ratio=0.5, round_to=4, importance='magnitude', scope='layer')",)
+    """
+
+    ratio: float = 0.5
+    round_to: int = 4
+    importance: str = "magnitude"
+    scope: str = "layer"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"ratio is {self.ratio}, expected from 0 up to, but not including, 1")
+        if self.round_to < 1:
+            raise ValueError(f"round_to is {self.round_to}, expected 1 or more")
+        for name, known in {"importance": tuple(IMPORTANCES), "scope": SCOPES}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of: {', '.join(known)}")
+
+    def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
+        check_float(model, "pruned")
+        model = copied(model, self)
+        if self.importance == "taylor":
+            differentiate(model, needed(images, self))
+        for net, example in model.deployable().values():
+            kept = prune(net, example, self)
+            if net is model.decoder and isinstance(model.theta, Weights):
+                model.theta.keep_inputs(kept[last_layer(net)[0]])
+        model.zero_grad(set_to_none=True)
+        return model
+
+
+@dataclass(frozen=True)
+class PruneLatents:
+    """Remove dimensions of the code that vary little between images, or codes that a VQ-VAE hardly uses.
+
+    The variance over images of the posterior mean, and of a VQ-VAE's code the share of places that it stands at, is what a
+    dimension is ranked by.
+
+    Args:
+        keep: how many are kept; when None, those that are active: a variance, or a share, above `threshold`, and one at least.
+        threshold: see `keep`.
+
+    Raises:
+        ValueError: without images, for a quantised model, nets of one's own, or more to keep than there are.
+
+    Source: Burda, Grosse and Salakhutdinov, 2016, for active units.
+
+    Example:
+        >>> from pyro_mvae.models import VAE
+        >>> images = (torch.rand(8, 1, 8, 8) * 255).byte()
+        >>> PruneLatents(keep=3)(VAE((1, 8, 8), 8), images).latent_dim
+        3
+    """
+
+    keep: int | None = None
+    threshold: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep < 1:
+            raise ValueError(f"keep is {self.keep}, expected 1 or more")
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold is {self.threshold}, expected 0 or more")
+
+    def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
+        check_float(model, "pruned")
+        model = copied(model, self)
+        activity = model.latent_activity(needed(images, self))
+        count = max(int((activity > self.threshold).sum()), 1) if self.keep is None else self.keep
+        if count > len(activity):
+            raise ValueError(f"keep is {count}, expected {len(activity)} at most, which is what there is")
+        model.keep_latents(sorted(activity.topk(count).indices.tolist()))
+        return model
+
+
+def channels(model: VAE) -> dict[str, int]:
+    """The number of channels that each convolution of a model's nets gives.
+
+    Example:
+        >>> from pyro_mvae.models import MVAE
+        >>> model = MVAE((1, 28, 28))
+        >>> before, after = channels(model), channels(PruneChannels(ratio=0.5)(model))
+        >>> before["decoder.body.0.0"], after["decoder.body.0.0"]
+        (64, 32)
+    """
+    return {
+        f"{part}.{name}": layer.out_channels
+        for part, (net, _) in model.deployable().items()
+        for name, layer in convolutions(net).items()
+    }
+
+
+def convolutions(net: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, CONVOLUTIONS)}
+
+
+def differentiate(model: VAE, images: Tensor) -> None:
+    """Give each parameter the gradient of the loss on images, in evaluation mode."""
+    was_training = model.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Objective(model.eval())(images[:SEEN].float() / 255)["loss"].backward()
+    model.train(was_training)
+
+
+def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[int]]:
+    """Prune one net in place and check, layer by layer, that what was asked for was done; the input channels each layer kept."""
+    layers, outputs, shapes = convolutions(net), output_layers(net), output_shapes(net, example)
+    if by.importance == "bn_scale" and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
+        raise ValueError("importance is 'bn_scale', and a net has no batch normalisation: choose 'magnitude'")
+    was_training = net.training
+    targets = shared(layers, outputs, by) if by.scope == "layer" else ranked(net.eval(), example, layers, outputs, by)
+    # a hair above the share itself: torch-pruning rounds the number of channels kept down
+    shares = {layer: max(1 - (targets[name] + 0.01) / layer.out_channels, 0.0) for name, layer in layers.items()}
+    pruner = tp.pruner.BasePruner(
+        net.eval(),
+        torch.cat([example, example]),
+        importance=IMPORTANCES[by.importance](),
+        pruning_ratio_dict=shares,  # pyright: ignore[reportArgumentType]
+        ignored_layers=[layers[name] for name in outputs],
+    )
+    inputs = {layer: set(range(layer.in_channels)) for layer in layers.values()}
+    for group in pruner.step(interactive=True) or ():
+        for dependency, indices in group:
+            layer = dependency.target.module
+            if layer in inputs and pruner.DG.is_in_channel_pruning_fn(dependency.handler):
+                inputs[layer] -= set(indices)
+        group.prune()
+    net.train(was_training)
+    check_layers({name: layer.out_channels for name, layer in layers.items()}, targets, ratio=by.ratio)
+    if output_shapes(net, example) != shapes:
+        raise ValueError("the pruned net does not compute any more: its channels are tied to its input's, which can't be pruned")
+    return {name: sorted(inputs[layer]) for name, layer in layers.items()}
+
+
+def shared(layers: Mapping[str, Any], outputs: set[str], by: PruneChannels) -> dict[str, int]:
+    """The channels each layer is to keep where all lose the same share."""
+    counts = {name: layer.out_channels for name, layer in layers.items()}
+    return {
+        name: count if name in outputs else kept_channels(count, ratio=by.ratio, round_to=by.round_to)
+        for name, count in counts.items()
+    }
+
+
+def ranked(net: nn.Module, example: Tensor, layers: Mapping[str, Any], outputs: set[str], by: PruneChannels) -> dict[str, int]:
+    """The channels each layer is to keep where those of all that matter least go; layers tied to each other keep as many."""
+    graph = tp.DependencyGraph().build_dependency(net, torch.cat([example, example]))
+    names, scores, members = {layer: name for name, layer in layers.items()}, [], []
+    for group in graph.get_all_groups(ignored_layers=[layers[name] for name in outputs], root_module_types=list(CONVOLUTIONS)):
+        scores.append(IMPORTANCES[by.importance]()(group))
+        members.append({names[d.target.module] for d, _ in group if d.handler in OUTPUTS and d.target.module in names})
+    targets = {name: layer.out_channels for name, layer in layers.items()}
+    lowest = [some.sort().values[: int(MOST * len(some))] for some in scores]
+    wanted = int(by.ratio * sum(map(len, scores)))
+    candidates = torch.cat(lowest).sort().values if lowest else torch.empty(0)
+    limit = candidates[min(wanted, len(candidates)) - 1] if wanted else -torch.inf
+    for some, low, group in zip(scores, lowest, members, strict=True):
+        gone = int((low <= limit).sum()) / len(some)
+        targets |= dict.fromkeys(group, kept_channels(len(some), ratio=gone, round_to=by.round_to))
+    return targets
+
+
+def check_layers(after: Mapping[str, int], targets: Mapping[str, int], *, ratio: float) -> None:
+    """Raise a ValueError that names the first layer that has not the channels it was to have: none is skipped in silence."""
+    for name, count in after.items():
+        if count != targets[name]:
+            raise ValueError(
+                f"layer {name!r} kept {count} channels, a ratio of {ratio:g} asks for {targets[name]}: "
+                "its shape is tied to a part of the net that can't be pruned"
+            )
+
+
+@torch.no_grad()
+def output_shapes(net: nn.Module, example: Tensor) -> list[torch.Size] | None:
+    """Shapes of a net's outputs in evaluation mode; None when it can't compute."""
+    was_training = net.training
+    try:
+        outputs = net.eval()(example)
+    except RuntimeError:
+        return None
+    finally:
+        net.train(was_training)
+    return [output.shape for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def kept_channels(channels: int, *, ratio: float, round_to: int) -> int:
+    """The multiple of `round_to` nearest to what a ratio leaves, at least one and never more than there are.
+
+    Example:
+        >>> [kept_channels(n, ratio=0.3, round_to=4) for n in (3, 16, 24, 64)]
+        [3, 12, 16, 44]
+    """
+    return min(max(round(channels * (1 - ratio) / round_to), 1) * round_to, channels)
+
+
+def output_layers(net: nn.Module) -> set[str]:
+    """Names of the layers whose channels are the net's outputs."""
+    modules = dict(net.named_modules())
+    layers = {node for node in call_modules(net) if isinstance(modules[str(node.target)], CONVOLUTIONS)}
+    return {str(node.target) for node in layers if not feeds(node, layers)}
+
+
+def feeds(node: fx.Node, layers: set[fx.Node]) -> bool:
+    """Whether what `node` computes reaches one of `layers`."""
+    return any(user in layers or feeds(user, layers) for user in node.users)

@@ -1,0 +1,74 @@
+"""Shrinking: a smaller model of the same kind, to be trained from the start or taught by the larger one (section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_mvae.compress.passes import Model, check_float, needed
+from pyro_mvae.compress.prune import channels, kept_channels
+from pyro_mvae.models import VAE
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """Fewer neurons, fewer layers, a smaller code: a new model of the same class, with weights of its own.
+
+    Args:
+        width: share of the channels of each layer that is left, above 0 and up to 1.
+        layers: how many of the widths, from the largest map on, are left; all when None. The map that is left is larger then,
+            and so are the two layers between it and the code.
+        latent_dim: size of z; when None, that of the larger model, or, with images, the number of its units that are active on
+            them, see `PruneLatents`.
+        round_to: what the numbers of channels are multiples of.
+        seed: of the new weights.
+
+    Raises:
+        ValueError: for sizes that can't be, or a quantised or pruned model, whose sizes are not those it was made with.
+
+    Source: the paper, section 3.3.
+
+    Example:
+        >>> from pyro_mvae.models import VAE
+        >>> small = Shrink(width=0.5, latent_dim=8)(VAE((1, 28, 28), 16))
+        >>> small.config["widths"], small.latent_dim
+        ([12, 24], 8)
+    """
+
+    width: float = 1.0
+    layers: int | None = None
+    latent_dim: int | None = None
+    round_to: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= 1:
+            raise ValueError(f"width is {self.width}, expected more than 0 and 1 at most")
+        for name in ("layers", "latent_dim", "round_to"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more")
+
+    def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
+        check_float(model, "shrunk")
+        if channels(model) != channels(type(model)(**model.config)):
+            raise ValueError("a pruned model can't be shrunk: shrink it first, then prune")
+        widths, hidden = model.config["widths"], model.config["hidden"]
+        if self.layers is not None and self.layers > len(widths):
+            raise ValueError(f"layers is {self.layers}, expected {len(widths)} at most, which is what there is")
+        sizes = [kept_channels(n, ratio=1 - self.width, round_to=self.round_to) for n in [*widths, hidden]]
+        config = {**model.config, "widths": sizes[: self.layers or len(widths)], "hidden": sizes[-1]}
+        config["latent_dim"] = self.latent_dim or self.active(model, images)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            small = type(model)(**config)
+        small.passes = (*model.passes, repr(self))
+        return small.to(next(model.parameters()).device)
+
+    def active(self, model: VAE, images: Tensor | None) -> int:
+        """The size that the code needs, where images tell."""
+        if images is None or model.config["latent_dim"] != model.latent_dim:  # a VQ-VAE's is that of a vector
+            return model.config["latent_dim"]
+        return max(int((model.latent_activity(needed(images, self)) > 0.01).sum()), 2)

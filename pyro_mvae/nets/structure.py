@@ -1,0 +1,52 @@
+"""What passes have made of a model's nets, sizes aside: what a checkpoint has to say of them to make them again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pyro_mvae.nets.fold import fold_batch_norm
+from pyro_mvae.nets.quantized import how_quantized, learn_ranges, quantized_pair
+from pyro_mvae.nets.sparse import Thresholded
+
+
+def structure(encoder: nn.Module, decoder: nn.Module) -> dict[str, Any]:
+    """Whether nets are folded, how they are quantised, and what their codes are thresholded at.
+
+    Example:
+        >>> from pyro_mvae.nets import MobileDecoder, MobileEncoder
+        >>> structure(MobileEncoder((1, 8, 8), 4), MobileDecoder((1, 8, 8), 4))
+        {'folded': False, 'threshold': None, 'quantized': None}
+    """
+    normalised = any(isinstance(layer, nn.BatchNorm2d) for net in (encoder, decoder) for layer in net.modules())
+    threshold = encoder.threshold if isinstance(encoder, Thresholded) else None
+    return {"folded": not normalised, "threshold": threshold, "quantized": how_quantized(decoder)}
+
+
+def restructured(
+    encoder: nn.Module,
+    decoder: nn.Module,
+    *,
+    folded: bool = False,
+    threshold: float | None = None,
+    quantized: dict[str, Any] | None = None,
+) -> tuple[nn.Module, nn.Module]:
+    """Fresh nets, made again into what `structure` says.
+
+    Example:
+        >>> from pyro_mvae.nets import MobileDecoder, MobileEncoder
+        >>> about = {"folded": True, "threshold": 0.5, "quantized": {"bits": 4, "learned": True}}
+        >>> structure(*restructured(MobileEncoder((1, 8, 8), 4), MobileDecoder((1, 8, 8), 4), **about)) == about
+        True
+    """
+    if folded:
+        encoder, decoder = fold_batch_norm(encoder), fold_batch_norm(decoder)
+    if threshold is not None:
+        encoder = Thresholded(encoder, threshold)
+    if quantized is not None:
+        encoder, decoder = quantized_pair(encoder, decoder, bits=quantized["bits"])
+        if quantized["learned"]:
+            learn_ranges(encoder)
+            learn_ranges(decoder)
+    return encoder, decoder
