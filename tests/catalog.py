@@ -48,6 +48,7 @@ PENALTIES: dict[str, Callable[[VAE], penalties.Penalty]] = {
     "PruneGroups": lambda teacher: penalties.PruneGroups(1e-3),
     "Round": lambda teacher: penalties.Round(1e-2, bits=4),
     "Distill": lambda teacher: penalties.Distill(0.5, teacher),
+    "MatchFeatures": lambda teacher: penalties.MatchFeatures(0.5, teacher),
     "Sparse": lambda teacher: penalties.Sparse(0.1),
     "Invariant": lambda teacher: penalties.Invariant(2.0),
 }

@@ -17,7 +17,8 @@ LAYERS = [
     {"export"},
     {"inference"},
     {"models"},
-    {"likelihoods", "nets", "data", "distributions"},
+    {"likelihoods"},
+    {"nets", "data", "distributions"},
     {"atomic", "side_by_side", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,5 +1,6 @@
 """The compression module: passes, model → smaller model."""
 
+from pyro_mvae.compress.distill import distill
 from pyro_mvae.compress.fold import FoldAndFuse
 from pyro_mvae.compress.miniaturize import BudgetError, Student, miniaturize
 from pyro_mvae.compress.passes import Pass
@@ -18,5 +19,6 @@ __all__ = [
     "Shrink",
     "SparseCode",
     "Student",
+    "distill",
     "miniaturize",
 ]

@@ -2,7 +2,14 @@
 
 from pyro_mvae.evaluate.judge import generation_accuracy, train_classifier
 from pyro_mvae.evaluate.kid import kid
-from pyro_mvae.evaluate.latents import active_units, clustering_accuracy, knn_accuracy, probe_accuracy, rate_distortion
+from pyro_mvae.evaluate.latents import (
+    active_units,
+    clustering_accuracy,
+    code_sparsity,
+    knn_accuracy,
+    probe_accuracy,
+    rate_distortion,
+)
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
 from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.evaluate.pictures import psnr, reconstruction, ssim
@@ -12,6 +19,7 @@ __all__ = [
     "Measurement",
     "active_units",
     "clustering_accuracy",
+    "code_sparsity",
     "generation_accuracy",
     "kid",
     "knn_accuracy",

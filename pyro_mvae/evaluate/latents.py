@@ -46,6 +46,38 @@ def active_units(model: VAE, images: Tensor) -> Measurement:
     return Measurement("active units", float(found), "dimensions", protocol, len(images))
 
 
+def code_sparsity(model: VAE, train: Split, test: Split, *, step: float = 0.25) -> tuple[Measurement, Measurement]:
+    """How many numbers of a code are not 0, and its bits, rounded to multiples of `step` and entropy-coded; per test image.
+
+    The bits are what an arithmetic coder needs, to a hundredth of a bit a number, that knows how often each dimension has each
+    value: Σ_d −log₂ p_d(round(z_d / step)), p_d the frequencies among codes of training images, one added to each count.
+
+    Raises:
+        ValueError: for a step that is not above 0, or no images.
+
+    Source: (21) of the paper, for the sparse code.
+    """
+    if not step > 0:
+        raise ValueError(f"step is {step}, expected more than 0")
+    if not len(train) or not len(test):
+        raise ValueError("there are no images: frequencies are those of training images, codes those of test images")
+    known, asked = (codes(model, split.images).cpu() for split in (train, test))
+    levels, coded = (torch.round(z / step).long() for z in (known, asked))
+    lowest = torch.minimum(levels.amin(), coded.amin())
+    num_levels = int(torch.maximum(levels.amax(), coded.amax()) - lowest) + 1
+    bits = torch.zeros(len(coded), dtype=torch.float64)
+    for dim in range(levels.shape[1]):
+        counts = torch.bincount(levels[:, dim] - lowest, minlength=num_levels).double() + 1
+        bits -= (counts / counts.sum()).log2()[coded[:, dim] - lowest]
+    nonzero = float(asked.count_nonzero(1).double().mean())
+    protocol = f"of {asked.shape[1]} numbers; {CODES}"
+    how = f"steps of {step:g}, static frequencies of each dimension from {len(known)} training images; {CODES}"
+    return (
+        Measurement("non-zeros", nonzero, "numbers", protocol, len(asked)),
+        Measurement("code", float(bits.mean()), "bits", how, len(asked)),
+    )
+
+
 @torch.no_grad()
 def rate_distortion(
     model: VAE, images: Tensor, *, binarization: str = "none", seeds: Sequence[int] = (0,), chunk: int = 500

@@ -80,7 +80,7 @@ def compile_gradients(objective: nn.Module, example: Tensor, *, backend: str = "
         objective, example: as `compile_objective`.
         backend: "eager" runs the graph as it is, "inductor" compiles it at the first call.
 
-    Returns: a function, batch → named scalars, and a gradient for each of `objective.parameters()`.
+    Returns: a function, batch → named scalars, and a gradient for each of `objective.parameters()` that wants one.
 
     Raises:
         Untraceable: when what it does depends on the value of a tensor.
@@ -93,14 +93,14 @@ def compile_gradients(objective: nn.Module, example: Tensor, *, backend: str = "
         >>> [gradient.shape for gradient in gradients] == [parameter.shape for parameter in objective.parameters()]
         True
     """
-    parameters = dict(objective.named_parameters())
+    parameters = {name: parameter for name, parameter in objective.named_parameters() if parameter.requires_grad}
 
     def call(state: Terms, x: Tensor) -> tuple[Terms, list[Tensor]]:
         terms = functional_call(objective, state, (x,))
         gradients = torch.autograd.grad(terms["loss"], [state[name] for name in parameters], materialize_grads=True)
         return {name: term.detach() for name, term in terms.items()}, list(gradients)
 
-    state = {**parameters, **dict(objective.named_buffers())}
+    state = {**dict(objective.named_parameters()), **dict(objective.named_buffers())}
     fake, (x,) = stand_ins(state, [example])
     graph = trace(call, fake, x)
     graph.graph.eliminate_dead_code()

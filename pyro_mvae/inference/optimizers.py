@@ -80,7 +80,8 @@ def make_optimizers(
     """
     sides: dict[str, list[nn.Parameter]] = {"theta": [], "phi": []}
     for name, parameter in model.named_parameters():
-        sides["phi" if name.startswith("encoder") else "theta"].append(parameter)
+        if parameter.requires_grad:
+            sides["phi" if name.startswith("encoder") else "theta"].append(parameter)
     chosen = {"theta": (optimizer, lr), "phi": (guide_optimizer, guide_lr)}
     return {side: made(*chosen[side], parameters) for side, parameters in sides.items() if parameters}
 

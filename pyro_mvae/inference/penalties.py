@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
@@ -212,6 +213,64 @@ class Distill:
                 names = " and ".join(family.__name__ for family in families)
                 raise ValueError(f"teacher and student have distributions of two kinds, {names}: expected one, to have a KL")
         return sum((divergence(p, q) for p, q in zip(theirs, mine, strict=True)), torch.zeros(())).mean()
+
+
+@dataclass(frozen=True)
+class MatchFeatures:
+    """λ Σ_s ‖a_T,s / ‖a_T,s‖ − a_S,s / ‖a_S,s‖‖², the mean over a batch: teacher and student look at the same places.
+
+    a_s is the mean of the squares over the channels of the last map of size s that a decoder rectifies; the numbers of channels
+    and the kinds of nets may be any. Sizes that only one of the two has are left out.
+
+    Args:
+        teacher: a fitted model of the same latent size.
+
+    Raises:
+        ValueError: for another teacher than that, or when the decoders have no map of the same size, of more than one place.
+
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, 2017.
+    """
+
+    weight: float
+    teacher: Any = field(repr=False)
+    name: str = field(default="match_features", repr=False)
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.teacher, "decoder"):
+            raise ValueError(f"the teacher is a {type(self.teacher).__name__}, expected a fitted model with a decoder")
+        object.__setattr__(self, "teacher", copy.deepcopy(self.teacher).eval().requires_grad_(False))
+
+    def __call__(self, vae: Any, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
+        z = model_sites["z"]["value"].detach()
+        if self.teacher.latent_dim != z.shape[-1]:
+            raise ValueError(
+                f"teacher and student have codes of the sizes {self.teacher.latent_dim} and {z.shape[-1]}: expected one"
+            )
+        with statistics_kept(vae):
+            mine = attention(vae.decoder, z)
+        theirs = attention(self.teacher.decoder, z)
+        common = [size for size in mine if size in theirs]
+        if not common:
+            raise ValueError(f"the decoders have no map of the same size: {list(theirs)} and {list(mine)}")
+        return torch.stack([(mine[size] - theirs[size]).square().sum(1).mean() for size in common]).sum()
+
+
+def attention(net: nn.Module, z: Tensor) -> dict[tuple[int, int], Tensor]:
+    """Where the last map of each size that a net rectifies is large: mean squares over channels, of length 1; (n, places)."""
+    found: dict[tuple[int, int], Tensor] = {}
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.ndim == 4 and output.shape[-2] * output.shape[-1] > 1:
+            size = (int(output.shape[-2]), int(output.shape[-1]))
+            found[size] = F.normalize(output.square().mean(1).flatten(1), dim=1)
+
+    handles = [module.register_forward_hook(look) for module in net.modules() if isinstance(module, nn.ReLU)]
+    try:
+        net(z)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 @dataclass(frozen=True)

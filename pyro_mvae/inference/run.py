@@ -106,7 +106,8 @@ class Run:
 
     @property
     def parameters(self) -> list[Tensor]:
-        return list(self.model.parameters())
+        """Those that are trained: one that wants no gradient stays as it is."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @property
     def steps_per_epoch(self) -> int:

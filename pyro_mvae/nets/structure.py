@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -12,23 +13,23 @@ from pyro_mvae.nets.sparse import Thresholded
 
 
 def structure(encoder: nn.Module, decoder: nn.Module) -> dict[str, Any]:
-    """Whether nets are folded, how they are quantised, and what their codes are thresholded at.
+    """Which of both nets is folded, how they are quantised, and what their codes are thresholded at.
 
     Example:
         >>> from pyro_mvae.nets import MobileDecoder, MobileEncoder
         >>> structure(MobileEncoder((1, 8, 8), 4), MobileDecoder((1, 8, 8), 4))
-        {'folded': False, 'threshold': None, 'quantized': None}
+        {'folded': [False, False], 'threshold': None, 'quantized': None}
     """
-    normalised = any(isinstance(layer, nn.BatchNorm2d) for net in (encoder, decoder) for layer in net.modules())
+    normalised = [any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()) for net in (encoder, decoder)]
     threshold = encoder.threshold if isinstance(encoder, Thresholded) else None
-    return {"folded": not normalised, "threshold": threshold, "quantized": how_quantized(decoder)}
+    return {"folded": [not each for each in normalised], "threshold": threshold, "quantized": how_quantized(decoder)}
 
 
 def restructured(
     encoder: nn.Module,
     decoder: nn.Module,
     *,
-    folded: bool = False,
+    folded: Sequence[bool] = (False, False),
     threshold: float | None = None,
     quantized: dict[str, Any] | None = None,
 ) -> tuple[nn.Module, nn.Module]:
@@ -36,12 +37,11 @@ def restructured(
 
     Example:
         >>> from pyro_mvae.nets import MobileDecoder, MobileEncoder
-        >>> about = {"folded": True, "threshold": 0.5, "quantized": {"bits": 4, "learned": True}}
+        >>> about = {"folded": [True, True], "threshold": 0.5, "quantized": {"bits": 4, "learned": True}}
         >>> structure(*restructured(MobileEncoder((1, 8, 8), 4), MobileDecoder((1, 8, 8), 4), **about)) == about
         True
     """
-    if folded:
-        encoder, decoder = fold_batch_norm(encoder), fold_batch_norm(decoder)
+    encoder, decoder = (fold_batch_norm(net) if fold else net for net, fold in zip((encoder, decoder), folded, strict=True))
     if threshold is not None:
         encoder = Thresholded(encoder, threshold)
     if quantized is not None:

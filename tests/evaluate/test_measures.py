@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_mvae import VAE, VQVAE, VaDE, evaluate, fit
+from pyro_mvae.compress import SparseCode
 from pyro_mvae.data import Split
 from pyro_mvae.evaluate import judge, latents, psnr, ssim
 from pyro_mvae.evaluate.cost import num_params
@@ -120,6 +121,32 @@ def test_rate_and_distortion_are_the_bounds_two_halves(sets, fitted):
     assert rate.value > 0
     assert rate.seeds == (0, 1, 2)
     assert rate.sd >= 0
+
+
+def test_a_sparse_code_has_few_numbers_and_few_bits(sets, fitted):
+    train, test = sets
+    sparse = SparseCode(threshold=1.0)(fitted).eval()
+    (dense_numbers, dense_bits), (numbers, bits) = (evaluate.code_sparsity(model, train, test) for model in (fitted, sparse))
+    assert dense_numbers.value == 4
+    assert numbers.value < 4
+    assert bits.value < dense_bits.value
+
+
+def test_the_bits_of_a_code_by_hand(sets):
+    """Two values a dimension, 3 to 1: counts of 4 and 2 with one added; -log2 of 2/3 and 1/3."""
+
+    class Read(VAE):
+        def encode(self, x):
+            return x[:, 0, 0, :1] * 255
+
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    images[3, 0, 0, 0] = 1
+    split = Split(images)
+    numbers, bits = evaluate.code_sparsity(Read((1, 8, 8), 1), split, split, step=1.0)
+    assert numbers.value == 0.25
+    assert bits.value == pytest.approx(-(3 * math.log2(4 / 6) + math.log2(2 / 6)) / 4)
+    with pytest.raises(ValueError, match="step is 0"):
+        evaluate.code_sparsity(Read((1, 8, 8), 1), split, split, step=0.0)
 
 
 def test_units_that_do_not_move_are_not_active(sets, fitted):

@@ -110,9 +110,9 @@ def test_the_objective_is_the_weighted_sum_of_its_terms():
     vae, teacher, x = MODELS["MVAE"]((1, 16, 16)), MODELS["VAE"]((1, 16, 16)), torch.rand(4, 1, 16, 16).round()
     objective = Objective(vae, all_of(teacher), kl_weight=0.25)
     terms = objective(x)
-    names = ["likelihood", "kl", "prune", "prune_groups", "round", "distill", "sparse", "invariant"]
+    names = ["likelihood", "kl", "prune", "prune_groups", "round", "distill", "match_features", "sparse", "invariant"]
     assert list(terms) == ["loss", *names]
-    weighted = [terms[name] * weight for name, weight in zip(names, [1, 0.25, 1e-3, 1e-3, 1e-2, 0.5, 0.1, 2.0], strict=True)]
+    weighted = [terms[name] * weight for name, weight in zip(names, [1, 0.25, 1e-3, 1e-3, 1e-2, 0.5, 0.5, 0.1, 2.0], strict=True)]
     torch.testing.assert_close(terms["loss"], sum(weighted))
     torch.testing.assert_close(terms["prune"], penalties.l1(penalties.weights(vae)))
 
