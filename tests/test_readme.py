@@ -32,11 +32,13 @@ def test_the_examples_run(tmp_path, monkeypatch):
     few = replace(few, train=replace(few.train, images=few.train.images[:64], labels=None))
     monkeypatch.setattr(pyro_mvae, "load_data", lambda spec: few)
     monkeypatch.chdir(tmp_path)
-    whole_way, _, training, clusters = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    whole_way, _, training, passes, clusters = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {"torch": torch}
     exec(compile(whole_way, "README.md", "exec"), names)
     assert (tmp_path / "decoder.pte").exists()
     exec(compile(training, "README.md", "exec"), names)
     assert (tmp_path / "history.csv").exists()
+    exec(compile(passes, "README.md", "exec"), names)
+    assert [text.split("(")[0] for text in names["small"].passes][-2:] == ["FoldAndFuse", "Quantize"]
     exec(compile(clusters, "README.md", "exec"), names)
     assert names["mvae"].num_clusters == 10
