@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mvae.compress.passes import Model, copied, needed
 from pyro_mvae.models import VAE
-from pyro_mvae.nets.quantized import learn_ranges, quantized_pair
+from pyro_mvae.nets.quantized import ActivationQuantizer, learn_ranges, quantized_pair
 
 RANGES = ("moving", "learned")
-CALIBRATED = 512
-"""How many images ranges are taken from."""
+CALIBRATED, SAMPLED = 512, 4096
+"""How many images ranges are taken from, and how many values of each batch of them."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,20 @@ class Quantize:
 
 @torch.no_grad()
 def calibrate(model: VAE, images: Tensor, *, chunk: int = 64) -> None:
-    """Set the ranges of a quantised model's activations: on images, on their codes, and on codes drawn from the prior."""
+    """Set the ranges of a quantised model's activations: on images, on their codes, and on codes drawn from the prior.
+
+    Each range begins as a moving average of the extremes, and is then narrowed to what loses least by rounding.
+    """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
+    quantizers = [module for module in model.modules() if isinstance(module, ActivationQuantizer)]
+    seen: dict[nn.Module, list[Tensor]] = {quantizer: [] for quantizer in quantizers}
+
+    def look(quantizer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        values = inputs[0].flatten()
+        seen[quantizer].append(values[torch.randint(len(values), (SAMPLED,), device=values.device)])
+
+    handles = [quantizer.register_forward_hook(look) for quantizer in quantizers]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for part in images[:CALIBRATED].split(chunk):
@@ -72,4 +83,9 @@ def calibrate(model: VAE, images: Tensor, *, chunk: int = 64) -> None:
             model.decoder.train()
             model.decoder(torch.cat([z, model.prior(len(x)).sample()]))
             model.decoder.eval()
+    for handle in handles:
+        handle.remove()
+    for quantizer, values in seen.items():
+        if values:
+            quantizer.clip(torch.cat(values))  # pyright: ignore[reportCallIssue]
     model.train(was_training)

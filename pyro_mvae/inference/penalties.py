@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Bernoulli, Distribution, kl_divergence
 
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models.moved import moved
@@ -103,11 +103,21 @@ def divergence(p: Distribution, q: Distribution) -> Tensor:
         >>> divergence(dist.Normal(0.0, 1.0), dist.Normal(1.0, 1.0))
         tensor(0.5000)
     """
+    mine, theirs = (getattr(each, "base_dist", each) for each in (p, q))
+    if isinstance(mine, Bernoulli) and isinstance(theirs, Bernoulli):
+        each = bernoulli_divergence(mine, theirs)
+        return each.sum([-1 - dim for dim in range(len(p.event_shape))]) if p.event_shape else each
     try:
         return kl_divergence(p, q)
     except NotImplementedError:
         x = p.sample()
         return p.log_prob(x) - q.log_prob(x)
+
+
+def bernoulli_divergence(p: Bernoulli, q: Bernoulli) -> Tensor:
+    """p log(p / q) + (1 − p) log((1 − p) / (1 − q)), from the logits: finite where q rounds to 0 or 1, as torch's own is not."""
+    falls = F.softplus(-q.logits) - F.softplus(-p.logits)
+    return p.probs * falls + (1 - p.probs) * (F.softplus(q.logits) - F.softplus(p.logits))
 
 
 def sparsity(z: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules, fold_batch_norm
 LOWEST, HIGHEST = -128, 127
 
 PIXELS = (0.0, 1.0)
+CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
 LOGIT_LIMIT = 10.0
 """Beyond it a pixel changes by less than 5e-5; the fewer logits 256 levels span, the less one level changes a pixel."""
 
@@ -53,6 +54,21 @@ class ActivationQuantizer(nn.Module):
         low, high = bounds or (torch.inf, -torch.inf)
         self.register_buffer("low", torch.tensor(low))
         self.register_buffer("high", torch.tensor(high))
+
+    @torch.no_grad()
+    def clip(self, seen: Tensor) -> None:
+        """Narrow the range to where what was seen loses least by rounding, in mean squares: few large values may be cut."""
+        if not self.moving:
+            return
+        low, high = self.low.clone(), self.high.clone()
+        losses = {}
+        for share in CLIPPED:
+            self.low.copy_(share * low)
+            self.high.copy_(share * high)
+            losses[share] = float((self(seen) - seen).square().mean())
+        best = min(losses, key=lambda share: losses[share])
+        self.low.copy_(best * low)
+        self.high.copy_(best * high)
 
     def learn(self) -> None:
         """Make parameters of the ends of the range, where it is not known beforehand."""

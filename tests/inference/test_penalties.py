@@ -314,3 +314,14 @@ def test_the_weight_of_the_objective_is_that_of_the_handler():
         torch.manual_seed(0)
         theirs = TraceMeanField_ELBO().differentiable_loss(*kl_weighted(vae.model, vae.guide, weight=weight), x) / 4
         torch.testing.assert_close(ours, theirs)
+
+
+def test_the_divergence_of_sure_pixels_is_finite_and_torchs_elsewhere():
+    """A float32 probability is 1 from a logit of 17 on, where torch's divergence is infinite."""
+    p, q = (
+        torch.distributions.Independent(torch.distributions.Bernoulli(logits=3 * torch.randn(4, 1, 2, 3)), 3) for _ in range(2)
+    )
+    torch.testing.assert_close(penalties.divergence(p, q), torch.distributions.kl_divergence(p, q))
+    sure = torch.distributions.Bernoulli(logits=torch.tensor([30.0, -120.0]))
+    unsure = torch.distributions.Bernoulli(logits=torch.tensor([0.0, 0.0]))
+    torch.testing.assert_close(penalties.divergence(unsure, sure), torch.tensor([15.0, 60.0]) - math.log(2))
