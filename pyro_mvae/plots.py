@@ -85,7 +85,7 @@ def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> bytes:
         >>> accuracy_bars(pd.DataFrame({"model": ["VAE"], "a": [50.0]}), {"a": "accuracy"})[:4]
         b'\\x89PNG'
     """
-    figure = Figure(figsize=(1.1 * len(table) + 2, 3.6))
+    figure = Figure(figsize=(max(1.1 * len(table) + 2, 7), 3.8))
     axis = figure.subplots()
     places, width = np.arange(len(table)), 0.8 / len(columns)
     for i, (column, label) in enumerate(columns.items()):
@@ -93,7 +93,7 @@ def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> bytes:
         axis.bar(places + (i - (len(columns) - 1) / 2) * width, values, width, label=label)
     axis.set_xticks(places, table["model"])
     axis.set(ylabel="%", ylim=(0, 100))
-    axis.legend(fontsize="small", ncols=2, loc="lower right")
+    axis.legend(fontsize="small", ncols=len(columns), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return png(figure)
 
 

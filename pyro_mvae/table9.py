@@ -16,7 +16,7 @@ from pyro_mvae.atomic import write_text
 from pyro_mvae.data import Data
 from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.evaluate.kid import NAME as KID
-from pyro_mvae.models import VAE
+from pyro_mvae.models import VAE, model_class
 from pyro_mvae.report import PAGE, html_picture, html_table
 
 # Accuracy of generated image in %, and seconds an epoch, as the paper's Table 9 has them; it does not define the accuracy.
@@ -49,7 +49,11 @@ class Cost:
 
 
 def table9(
-    trained: Mapping[str, VAE], figures: Mapping[str, Mapping[str, Sequence[float]]], costs: Mapping[str, Cost]
+    trained: Mapping[str, VAE],
+    figures: Mapping[str, Mapping[str, Sequence[float]]],
+    costs: Mapping[str, Cost],
+    *,
+    missing: Sequence[str] = (),
 ) -> pd.DataFrame:
     """A row a model: means and standard deviations over seeds, what it costs, and the paper's figures.
 
@@ -57,17 +61,18 @@ def table9(
         trained: models by the names that the command line has for them.
         figures: for each, the values over seeds of each measurement.
         costs: of those that could be deployed.
+        missing: models that could not be trained: their rows hold the paper's figures alone.
     """
     rows = []
-    for name, model in trained.items():
-        found = figures[name]
-        row: dict[str, Any] = {"model": type(model).__name__, "seeds": len(next(iter(found.values())))}
+    for name in [*trained, *missing]:
+        found, model = figures.get(name, {}), trained.get(name)
+        row: dict[str, Any] = {"model": model_class(name).__name__, "seeds": len(next(iter(found.values()), ()))}
         for figure in FIGURES:
             values = found.get(figure, [])
-            row[figure] = statistics.fmean(values) if values else None
-            row[f"{figure}, sd"] = statistics.stdev(values) if len(values) > 1 else None
+            row[figure] = round(statistics.fmean(values), 4) if values else None
+            row[f"{figure}, sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
         cost = costs.get(name)
-        row |= {"s/epoch": cost and round(cost.epoch_seconds, 3), "parameters": num_params(model)}
+        row |= {"s/epoch": cost and round(cost.epoch_seconds, 3), "parameters": model and num_params(model)}
         row |= {"int8 KB": cost and round(cost.int8_kb, 1), "p50 µs": cost and round(cost.p50_us, 1)}
         row |= dict(zip(("paper: accuracy %", "paper: s/epoch"), PAPER[name], strict=True))
         rows.append(row)
@@ -80,8 +85,10 @@ def write_table9(table: pd.DataFrame, trained: Mapping[str, VAE], data: Data, ou
     write_text(out / "table9.csv", table.to_csv(index=False))
     write_text(out / "table9.md", markdown(header, rows) + "".join(f"\n- {name}: {text}" for name, text in facts.items()) + "\n")
     named = {type(model).__name__: model.eval() for model in trained.values()}
+    measured = {name: label for name, label in ACCURACIES.items() if table[name].notna().any()}
+    bars = {"Accuracy (Figure 15)": plots.accuracy_bars(table, {**measured, "paper: accuracy %": "the paper's, undefined"})}
     pictures = {
-        "Accuracy (Figure 15)": plots.accuracy_bars(table, {**ACCURACIES, "paper: accuracy %": "the paper's, undefined"}),
+        **(bars if measured else {}),
         "Reconstructions of test images": plots.reconstructions(named, data.test.images),
         "Samples": plots.samples(named),
         **{f"Codes of test images: {name}": plots.latent_scatter(model, data.test) for name, model in named.items()},
@@ -112,7 +119,7 @@ def shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in table.to_dict("records"):
         cells = [row["model"], *(with_spread(row[name], row[f"{name}, sd"]) for name in figures), number(row["s/epoch"], 2)]
-        cells += [f"{row['parameters']:,}", number(row["int8 KB"], 1), number(row["p50 µs"], 0)]
+        cells += [number(row["parameters"], 0, ","), number(row["int8 KB"], 1), number(row["p50 µs"], 0)]
         rows.append([*cells, f"{row['paper: accuracy %']:.1f}", f"{row['paper: s/epoch']:g}"])
     return header, rows
 
@@ -128,14 +135,14 @@ def with_spread(value: float | None, sd: float | None) -> str:
     return mean if "–" in (mean, spread) else f"{mean} ± {spread}"
 
 
-def number(value: float | None, places: int) -> str:
+def number(value: float | None, places: int, thousands: str = "") -> str:
     """A number to some decimal places, or a dash.
 
     Example:
         >>> number(1.26, 1), number(None, 1)
         ('1.3', '–')
     """
-    return "–" if value is None or pd.isna(value) else f"{value:.{places}f}"
+    return "–" if value is None or pd.isna(value) else f"{value:{thousands}.{places}f}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

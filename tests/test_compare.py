@@ -6,6 +6,7 @@ import gzip
 import json
 import struct
 import sys
+from importlib.util import find_spec
 
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 import pyro_mvae
 from pyro_mvae import cli
+from pyro_mvae.compare import KID_PACKAGES
 from tests.evaluate.test_measures import stripes
 
 SMALL = {"epochs": 1, "seeds": 2, "batch_size": 20, "nll_samples": 2, "num_generated": 40, "latent_dim": 4}
@@ -62,7 +64,12 @@ def compared(folder, tmp_path_factory):
 def test_every_model_has_a_row_and_the_papers_figures_are_labelled(compared):
     out, _ = compared
     table = pd.read_csv(out / "table9.csv")
-    assert table["model"].tolist() == ["VAE", "MVAE"]
+    assert table["model"].tolist() == ["VAE", "MVAE", "BetaVAE"]
+    missing = table.iloc[2]
+    assert (missing["seeds"], missing["paper: accuracy %"]) == (0, 86.1)
+    assert missing[["NLL", "s/epoch", "parameters", "int8 KB"]].isna().all()
+    assert "| BetaVAE | – | – |" in (out / "table9.md").read_text()
+    table = table.iloc[:2]
     for column in ("clustering accuracy", "k-NN accuracy, 100 labels", "generation accuracy", "CAS"):
         assert table[column].between(0, 100).all()
         assert table[f"{column}, sd"].notna().all()
@@ -87,11 +94,22 @@ def test_a_model_that_fails_is_reported_and_does_not_stop_the_others(compared):
     assert "it won&#x27;t &lt;work&gt;" in (out / "report.html").read_text()
 
 
+def test_costs_are_kept_with_their_protocol_and_not_measured_again(compared, folder, monkeypatch):
+    out, comparison = compared
+    held = json.loads((out / "results/costs.json").read_text())
+    assert set(held["figures"]) == {"vae", "mvae"}
+    assert set(held["protocol"]) == {"s/epoch", "int8 KB", "p50"}
+    monkeypatch.setattr(sys.modules["pyro_mvae.compare"], "costs_of", None)
+    again = pyro_mvae.compare(data=f"mnist:{folder}", models="VAE, mvae", out=out, **SMALL)
+    assert again.failures == {}
+    assert again.table["s/epoch"].tolist() == comparison.table["s/epoch"].tolist()[:2]
+
+
 def test_every_figure_says_how_it_came_about(compared):
     out, _ = compared
     result = json.loads((out / "results/vae-1.json").read_text())
     assert (result["model"], result["seed"], result["epochs"]) == ("vae", 1, 1)
-    assert len(result["measurements"]) == 11
+    assert len(result["measurements"]) == 12
     assert all(entry["protocol"] and entry["num_images"] > 0 for entry in result["measurements"])
 
 
@@ -110,7 +128,7 @@ def test_what_is_finished_is_not_trained_again_what_failed_is_tried_again_and_a_
     for name, value in {**SMALL, "processes": 1}.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     result = CliRunner().invoke(cli.main, command)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
     assert "failed: vae-cost: ZeroDivisionError" in result.output
     assert [path.name for path in (out / "results").glob("*.failed.txt")] == ["vae-cost.failed.txt"]
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
@@ -161,4 +179,4 @@ def test_data_without_labels_have_no_accuracies(tmp_path):
     table = (tmp_path / "out/table9.md").read_text()
     assert "clustering %" not in table
     assert "| NLL, nats |" in table
-    assert "| KID |" not in table  # the pictures are grey
+    assert ("| KID |" in table) == all(map(find_spec, KID_PACKAGES))  # a folder's pictures are in colour

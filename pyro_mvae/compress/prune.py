@@ -11,6 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, fx, nn
 
 from pyro_mvae.compress.passes import Model, check_float, copied, needed
+from pyro_mvae.data.batches import scaled
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.penalties import channel_axis
 from pyro_mvae.likelihoods import Weights, last_layer
@@ -166,7 +167,7 @@ def differentiate(model: VAE, images: Tensor) -> None:
     was_training = model.training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        Objective(model.eval())(images[:SEEN].float() / 255)["loss"].backward()
+        Objective(model.eval())(scaled(images[:SEEN]))["loss"].backward()
     model.train(was_training)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.compress.passes import Model, copied, needed
+from pyro_mvae.data.batches import scaled
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import ActivationQuantizer, learn_ranges, quantized_pair
 
@@ -76,7 +77,7 @@ def calibrate(model: VAE, images: Tensor, *, chunk: int = 64) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for part in images[:CALIBRATED].split(chunk):
-            x = part.to(device).float() / 255
+            x = scaled(part.to(device))
             model.encoder.train()
             z = model.posterior(x).sample()
             model.encoder.eval()

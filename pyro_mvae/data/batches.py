@@ -121,6 +121,17 @@ def require_binarization(binarization: str) -> None:
         raise ValueError(f"binarization is '{binarization}', expected one of: {', '.join(BINARIZATIONS)}")
 
 
+def scaled(images: Tensor) -> Tensor:
+    """Images of 256 levels as numbers in [0, 1]; ValueError for anything else.
+
+    Example:
+        >>> scaled(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
+        tensor([[[[0., 1.]]]])
+    """
+    require_bytes(images)
+    return images.float() / 255
+
+
 def require_bytes(images: Tensor) -> None:
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}, expected torch.uint8 with values 0 to 255")

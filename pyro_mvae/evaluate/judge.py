@@ -138,13 +138,18 @@ def generation_accuracy(
     """The share of pictures made for a label that the judge reads as it; and CAS, of real test images that a classifier trained
     on those pictures reads right. A model that has collapsed may reach 100 % in the first, never in the second.
 
-    The judge's own accuracy on test images is in the protocol.
+    The judge's own accuracy on test images is in the protocol. Each label has as many pictures: `num_images` or a few more.
+
+    Raises:
+        ValueError: without labels or pictures, or as `generated`.
 
     Source: Ravuri and Vinyals, Classification Accuracy Score for Conditional Generative Models, 2019.
     """
-    assert test.labels is not None
+    wanted = torch.as_tensor(labels_of(test))
+    if num_images < 1:
+        raise ValueError(f"num_images is {num_images}, expected 1 or more")
     pictures, labels, how = generated(model, train, num_images=num_images, seed=seed)
-    real = accuracy(judge, test.images, test.labels)
+    real = accuracy(judge, test.images, wanted)
     read = Measurement(
         "generation accuracy",
         accuracy(judge, pictures, labels),
@@ -157,7 +162,7 @@ def generation_accuracy(
     student = train_classifier(pictures, labels, steps=CAS_STEPS, seed=seed, description="Classifier of what was generated")
     cas = Measurement(
         "CAS",
-        accuracy(student, test.images, test.labels),
+        accuracy(student, test.images, wanted),
         "%",
         f"classifier trained for {CAS_STEPS} steps on {len(pictures)} pictures {how}; the judge reads {real:.2f} %",
         len(test.images),

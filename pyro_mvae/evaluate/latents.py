@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from pyro_mvae.data import Split, shown
+from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.models import VAE
@@ -151,7 +152,7 @@ def assigned(model: VAE, images: Tensor, *, chunk: int = 1000) -> np.ndarray:
     """The likeliest cluster of each image, of a model that has clusters."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    parts = [model.clusters(x.to(device).float() / 255).argmax(-1) for x in images.split(chunk)]  # pyright: ignore[reportCallIssue]
+    parts = [model.clusters(scaled(x.to(device))).argmax(-1) for x in images.split(chunk)]  # pyright: ignore[reportCallIssue]
     model.train(was_training)
     return torch.cat(parts).cpu().numpy()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.data import shown
 from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.nets.conv import swift
 
 CODES = 50_000
@@ -64,6 +65,8 @@ def negative_log_likelihood(
     Its negative is the IWAE bound of K samples, for K = 1 the ELBO. With a Bayesian likelihood θ′ is drawn and weighted alike:
     p(x|z, θ′) p(z) p(θ′) / (q(z|x) q(θ′|x)).
 
+    Of a VQ-VAE, whose q(z|x) is one point, it is the bound −log p(x|z) p(z) itself, and K is 1.
+
     Images are encoded once, whatever K is. With `binarization="dynamic"` they are binarised once, by `seed`, so that models are
     compared on the same zeros and ones. The noise follows from `seed` too; the global random state is left as it was.
 
@@ -84,8 +87,10 @@ def negative_log_likelihood(
         >>> negative_log_likelihood(VAE((1, 8, 8), 4), images, num_samples=3, binarization="dynamic").num_images
         4
     """
-    if num_samples < 1 or repeats < 1:
-        raise ValueError(f"num_samples is {num_samples} and repeats {repeats}, expected 1 or more")
+    for name, value in {"num_samples": num_samples, "repeats": repeats, "chunk": chunk}.items():
+        count(value, name)
+    if getattr(model, "point", False) and getattr(model, "theta", None) is None:
+        num_samples = 1
     seeds = tuple(range(seed, seed + repeats))
     model = copy.deepcopy(model)
     model.train(False)

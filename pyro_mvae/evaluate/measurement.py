@@ -42,11 +42,13 @@ class Measurement:
 
 
 def over_repeats(values: Sequence[float], **about: Any) -> Measurement:
-    """The mean and the standard deviation of repeated figures.
+    """The mean and the standard deviation of repeated figures; ValueError where there are none.
 
     Example:
         >>> print(over_repeats([1.0, 3.0], name="accuracy", unit="%", protocol="", num_images=9, seeds=(0, 1)))
         accuracy 2.00 ± 1.41 %
     """
+    if not values:
+        raise ValueError(f"{about['name']} was to be measured 0 times, expected 1 or more repeats or seeds")
     sd = statistics.stdev(values) if len(values) > 1 else None
     return Measurement(value=statistics.fmean(values), sd=sd, **about)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.models import VAE
 
@@ -15,12 +14,16 @@ WINDOW, SPREAD = 11, 1.5
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of pictures in [0, 1], in dB; (n, C, H, W) twice → (n,).
+    """Peak signal-to-noise ratio of pictures in [0, 1], in dB; (n, C, H, W) twice → (n,); ∞ for the same.
+
+    Raises:
+        ValueError: for two shapes, or pictures that are not of floating point.
 
     Example:
         >>> psnr(torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 0.1))
         tensor([20.])
     """
+    check_pair(a, b)
     return -10 * (a - b).square().mean((1, 2, 3)).log10()
 
 
@@ -32,13 +35,14 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Source: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, 2004.
 
     Raises:
-        ValueError: for pictures smaller than the window.
+        ValueError: for pictures smaller than the window, two shapes, or pictures that are not of floating point.
 
     Example:
         >>> x = torch.rand(1, 3, 16, 16)
         >>> ssim(x, x)
         tensor([1.])
     """
+    check_pair(a, b)
     if min(a.shape[-2:]) < WINDOW:
         raise ValueError(f"pictures have shape {tuple(a.shape)}, expected sides of {WINDOW} or more")
     offsets = torch.arange(WINDOW, dtype=a.dtype, device=a.device) - WINDOW // 2
@@ -56,17 +60,29 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * structure).mean((1, 2, 3))
 
 
+def check_pair(a: Tensor, b: Tensor) -> None:
+    """Raise a ValueError for what are not two batches of pictures in [0, 1] of one shape."""
+    if a.shape != b.shape or a.ndim != 4 or not (a.is_floating_point() and b.is_floating_point()):
+        found = " and ".join(f"{each.dtype} of shape {tuple(each.shape)}" for each in (a, b))
+        raise ValueError(f"pictures are {found}, expected two batches in [0, 1] of one shape, (n, C, H, W)")
+
+
 @torch.no_grad()
 def reconstruction(model: VAE, images: Tensor, *, chunk: int = 500) -> tuple[Measurement, ...]:
     """PSNR and SSIM of what a model makes of the posterior mean of test images against the grey or colour images themselves.
 
     Images smaller than the window of SSIM have a PSNR alone.
+
+    Raises:
+        ValueError: for no images, or some that are not uint8.
     """
+    if not len(images):
+        raise ValueError("there are no images to be reconstructed")
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     found: dict[str, list[Tensor]] = {"PSNR": [], "SSIM": []}
     for part in images.split(chunk):
-        x = part.to(device).float() / 255
+        x = scaled(part.to(device))
         made = model.decode(model.encode(x))
         found["PSNR"].append(psnr(made, x))
         if min(x.shape[-2:]) >= WINDOW:
@@ -74,6 +90,5 @@ def reconstruction(model: VAE, images: Tensor, *, chunk: int = 500) -> tuple[Mea
     model.train(was_training)
     protocol = "picture of the posterior mean against the image, not binarised; mean over images"
     means = {name: float(torch.cat(parts).mean()) for name, parts in found.items() if parts}
-    assert all(map(math.isfinite, means.values()))
     units = {"PSNR": "dB", "SSIM": ""}
     return tuple(Measurement(name, value, units[name], protocol, len(images)) for name, value in means.items())

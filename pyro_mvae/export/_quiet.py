@@ -37,6 +37,7 @@ def quiet() -> Iterator[None]:
         for name in _TALKATIVE:
             stack.enter_context(_errors_only(logging.getLogger(name)))
         stack.enter_context(_no_progress_bars())
+        stack.enter_context(_no_new_handlers(logging.getLogger()))
         yield
 
 
@@ -73,6 +74,16 @@ def _errors_only(logger: logging.Logger) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def _no_new_handlers(logger: logging.Logger) -> Iterator[None]:
+    before = list(logger.handlers)
+    try:
+        yield
+    finally:
+        for handler in [each for each in logger.handlers if each not in before]:
+            logger.removeHandler(handler)
 
 
 @contextmanager

@@ -158,6 +158,7 @@ def save_model(path: str | os.PathLike[str], model: VAE, **notes: Any) -> None:
         notes: anything JSON can hold, kept beside the model.
 
     Raises:
+        ValueError: for anything but a model.
         OSError: when the path can't be written.
 
     Example:
@@ -167,6 +168,8 @@ def save_model(path: str | os.PathLike[str], model: VAE, **notes: Any) -> None:
         >>> type(load_model(path)).__name__
         'MVAE'
     """
+    if not isinstance(model, VAE):
+        raise ValueError(f"the model is a {type(model).__name__}, expected a VAE: the path comes first, then the model")
     about = {"class": type(model).__name__, "config": model.config, "passes": model.passes}
     about["structure"] = structure(model.encoder, model.decoder)
     write(path, model.state_dict(), {"model": about, "notes": notes})

@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_mvae.data.batches import scaled
 from pyro_mvae.likelihoods import make_likelihood, make_theta
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import ConvEncoder, make_nets
@@ -56,6 +57,8 @@ class VAE(nn.Module):
     """
 
     num_clusters: int | None = None
+    point = False
+    """Whether q(z|x) is one point, of which more samples would be the same."""
     likeness = "normal, fitted to them"
     """How `draw_like` does it, in words."""
 
@@ -260,7 +263,7 @@ def codes(vae: VAE, images: Tensor, *, chunk: int = 1000) -> Tensor:
     """The means of q(z|x) of all images; (n, latent_dim)."""
     was_training, device = vae.training, next(vae.parameters()).device
     vae.eval()
-    found = torch.cat([vae.encode(x.to(device).float() / 255) for x in images.split(chunk)])
+    found = torch.cat([vae.encode(scaled(x.to(device))) for x in images.split(chunk)])
     vae.train(was_training)
     return found
 

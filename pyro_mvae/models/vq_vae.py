@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution, constraints
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from pyro_mvae.data.batches import scaled
 from pyro_mvae.models.vae import VAE, checked_shape, checked_sizes, positive
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets.causal import Causal
@@ -53,6 +54,7 @@ class VQVAE(VAE):
         (torch.Size([2, 49]), torch.Size([2, 1, 28, 28]))
     """
 
+    point = True
     likeness = "from a copy of its prior that is trained on them for 200 steps"
 
     def __init__(
@@ -138,7 +140,7 @@ class VQVAE(VAE):
         was_training, num_codes = self.training, len(self.codebook.vectors)
         device = self.codebook.vectors.device
         self.eval()
-        chosen = torch.cat([self.encode_codes(x.to(device).float() / 255).flatten() for x in images.split(chunk)])
+        chosen = torch.cat([self.encode_codes(scaled(x.to(device))).flatten() for x in images.split(chunk)])
         self.train(was_training)
         return torch.bincount(chosen, minlength=num_codes) * (num_codes / len(chosen))
 
@@ -257,7 +259,7 @@ class Codes(TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        return self.codebook.lookup(self.net.sample(shape.numel())).reshape(*shape, -1)
+        return self.codebook.lookup(self.net.sample(shape.numel())).reshape(*shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         codes = self.codebook.indices(self.codebook.split(value.detach().reshape(-1, value.shape[-1])))

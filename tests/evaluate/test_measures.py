@@ -108,7 +108,7 @@ def test_likelihood_is_repeated_with_new_noise_and_says_how(sets, fitted):
     assert abs(thrice.nats - once.nats) < 5 * thrice.sd
     tighter = negative_log_likelihood(fitted, sets[1].images, num_samples=100)
     assert tighter.nats < once.nats
-    with pytest.raises(ValueError, match="expected 1 or more"):
+    with pytest.raises(ValueError, match="num_samples is 0, expected a whole number, 1 or more"):
         negative_log_likelihood(fitted, sets[1].images, num_samples=0)
 
 
@@ -294,3 +294,40 @@ def test_measuring_leaves_a_model_in_its_mode(sets):
 def test_a_codebook_is_among_what_was_learned():
     vae = VQVAE((1, 16, 16), 4, num_codes=6, net="mlp", hidden=8)
     assert num_params(vae) == sum(parameter.numel() for parameter in vae.parameters()) + 6 * 4
+
+
+def test_images_have_256_levels_for_every_measure(sets, fitted):
+    floats = sets[1].images.float() / 255
+    for measure in (evaluate.active_units, evaluate.reconstruction, latents.assigned):
+        model = VaDE((1, 16, 16), 4, num_clusters=4, net="mlp", hidden=8) if measure is latents.assigned else fitted
+        with pytest.raises(ValueError, match="uint8"):
+            measure(model, floats)
+
+
+def test_the_likelihood_of_one_point_needs_one_sample(sets):
+    vae = VQVAE((1, 16, 16), 4, num_codes=6, net="mlp", hidden=8)
+    found = negative_log_likelihood(vae, sets[1].images, num_samples=50)
+    assert found.num_samples == 1
+    assert vae.generate(0).shape == (0, 1, 16, 16)
+
+
+@pytest.mark.parametrize("wrong", [{"num_samples": 2.5}, {"chunk": 0}, {"repeats": 0}])
+def test_numbers_of_a_likelihood_are_whole(sets, fitted, wrong):
+    with pytest.raises(ValueError, match="expected a whole number"):
+        unchecked(negative_log_likelihood)(fitted, sets[1].images, **wrong)
+
+
+def test_what_cannot_be_measured_says_so(sets, fitted):
+    classifier = judge_of(sets[0])
+    with pytest.raises(ValueError, match="no labels"):
+        evaluate.generation_accuracy(fitted, sets[0], Split(sets[1].images), classifier)
+    with pytest.raises(ValueError, match="num_images is 0"):
+        evaluate.generation_accuracy(fitted, *sets, classifier, num_images=0)
+    with pytest.raises(ValueError, match="no images"):
+        evaluate.reconstruction(fitted, sets[1].images[:0])
+    with pytest.raises(ValueError, match="0 times, expected 1 or more"):
+        evaluate.knn_accuracy(fitted, *sets, num_labels=8, repeats=0)
+    with pytest.raises(ValueError, match="two batches in"):
+        psnr(torch.zeros(2, 1, 12, 12), torch.zeros(2, 3, 12, 12))
+    with pytest.raises(ValueError, match="two batches in"):
+        ssim(torch.zeros(2, 1, 12, 12).byte(), torch.zeros(2, 1, 12, 12).byte())

@@ -219,6 +219,12 @@ def test_sizes_are_whole_numbers():
         unchecked(positive)(2.5, "latent_dim")
 
 
+@pytest.mark.parametrize("latent_dim", [8, 16])
+def test_the_mobile_nets_of_a_vq_vae_are_pruned(latent_dim):
+    for ratio in (0.25, 0.5):
+        PruneChannels(ratio=ratio)(VQVAE((1, 28, 28), latent_dim, net="mobile"))
+
+
 def test_the_mobile_nets_of_a_vq_vae_are_separable(images):
     nets = {net: VQVAE((1, 16, 16), 4, net=net, widths=(8, 12), hidden=16) for net in ("conv", "mobile")}
     grouped = {net: sum(getattr(layer, "groups", 1) > 1 for layer in vae.modules()) for net, vae in nets.items()}
