@@ -367,8 +367,8 @@ def known_costs(out: Path, models: Iterable[str]) -> dict[str, Cost] | None:
 def write_costs(out: Path, costs: Mapping[str, Cost], settings: Settings) -> None:
     """Keep costs, and how they were measured."""
     protocol = {
-        "s/epoch": f"steps as traced, not compiled: median of {ROUNDS} rounds in which models take turns, {TIMED_IMAGES} images in "
-        f"batches of {settings.batch_size}, for as many as an epoch has; threads: {torch.get_num_threads()}",
+        "s/epoch": f"steps as traced, not compiled: median of {ROUNDS} rounds in which models take turns, {TIMED_IMAGES} images "
+        f"in batches of {settings.batch_size}, for as many as an epoch has; threads: {torch.get_num_threads()}",
         "int8 KB": "encoder.pte and decoder.pte, in units of 1000 bytes",
         "p50": "median of 300 calls of each file with one image, on one thread, summed",
     }
