@@ -192,7 +192,7 @@ def load_model(path: str | os.PathLike[str], *, into: VAE | None = None) -> VAE:
         raise ValueError(f"{path} holds a {about['class']}, which is not of this package: give the model to fill with into=")
     model = into or getattr(models, about["class"])(**about["config"])
     if into is None:
-        model.encoder, model.decoder = restructured(model.encoder, model.decoder, **about["structure"])
+        model.encoder, model.decoder = restructured(model.encoder, model.decoder, **about.get("structure", {}))
         resize(model, tensors)
     fill(model, tensors, source=path)
     model.passes = tuple(about["passes"])
