@@ -238,7 +238,7 @@ def compare(*, out: str, processes: int | None, **settings: Any) -> None:
     console, (header, rows) = Console(), shown(comparison.table)
     columns = [list(cells) for cells in zip(header, *rows, strict=True)]
     upright = filled(f"Table 9 on {settings['data']}", ["", *columns[0][1:]], columns[1:])
-    if console.measure(upright).maximum <= console.width:
+    if console.measure(upright, options=console.options.update(width=10_000)).maximum <= console.width:
         console.print(upright)
     else:
         click.echo(markdown(header, rows))

@@ -342,6 +342,7 @@ def costs_of(
                 history = fit(copy.deepcopy(model), few, penalties=objective_of(name), **how)
                 times[name].append(float(history["seconds"].iloc[0]) * len(data.train) / len(few))
     for name, some in times.items():
+        costs[name] = Cost(statistics.median(some))
         with reported(failures, f"{name}-cost", out):
             files = deployed(out, name, seeds[name])
             if not all(path.exists() for path in files.values()):
@@ -351,17 +352,18 @@ def costs_of(
                 for part, path in files.items()
             ]
             size = sum(path.stat().st_size for path in files.values())
-            costs[name] = Cost(statistics.median(some), size / 1000, sum(p50))
+            costs[name] = Cost(statistics.median(some), round(size / 1000, 1), round(sum(p50), 1))
     return costs
 
 
 def known_costs(out: Path, models: Iterable[str]) -> dict[str, Cost] | None:
-    """The costs that were measured before, where they are of all of the models and of this machine."""
+    """The costs that were measured before, where they are whole, of all of the models and of this machine."""
     path = out / "results" / COSTS
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"figures": {}}
     if not set(models) <= set(held["figures"]) or held["cpu"] != environment()["cpu"]:
         return None
-    return {name: Cost(**held["figures"][name]) for name in models}
+    costs = {name: Cost(**held["figures"][name]) for name in models}
+    return None if any(cost.int8_kb is None for cost in costs.values()) else costs
 
 
 def write_costs(out: Path, costs: Mapping[str, Cost], settings: Settings) -> None:

@@ -41,11 +41,14 @@ FIGURES = {**ACCURACIES, "CAS": "CAS %", "NLL": "NLL, nats", KID: "KID"}
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs: seconds an epoch; quantised for a phone, KB of both files, and µs to encode and decode, p50."""
+    """What a model costs: seconds an epoch; quantised for a phone, KB of both files, and µs to encode and decode, p50.
+
+    The last two are None of a model whose files could not be made.
+    """
 
     epoch_seconds: float
-    int8_kb: float
-    p50_us: float
+    int8_kb: float | None = None
+    p50_us: float | None = None
 
 
 def table9(
@@ -73,7 +76,7 @@ def table9(
             row[f"{figure}, sd"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
         cost = costs.get(name)
         row |= {"s/epoch": cost and round(cost.epoch_seconds, 3), "parameters": model and num_params(model)}
-        row |= {"int8 KB": cost and round(cost.int8_kb, 1), "p50 µs": cost and round(cost.p50_us, 1)}
+        row |= {"int8 KB": cost and cost.int8_kb, "p50 µs": cost and cost.p50_us}
         row |= dict(zip(("paper: accuracy %", "paper: s/epoch"), PAPER[name], strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
