@@ -32,6 +32,7 @@ def work(path):
         raise
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests run in the background inherit that it is ignored
     try:
         list(side_by_side(work, [(sys.argv[1] + str(n),) for n in range(4)], processes=2))
     except KeyboardInterrupt:
