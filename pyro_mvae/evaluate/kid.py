@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
 from pyro_mvae.models import VAE
 
@@ -38,7 +39,7 @@ def kid(
         features: pictures in [0, 1] → (n, d); those of EfficientNet-Lite0 unless told, see `efficientnet_features`.
 
     Raises:
-        ValueError: for fewer than two images, or when the net that gives the features is not installed.
+        ValueError: for fewer than two images, some that are not uint8, or when the net that gives the features is not installed.
 
     Source: Bińkowski et al., Demystifying MMD GANs, 2018.
 
@@ -52,7 +53,7 @@ def kid(
         raise ValueError(f"there are {len(images)} images and num_images is {num_images}, expected 2 or more of each")
     name = NAME if features is None else "KID"
     features = features or efficientnet_features()
-    real = embedded(images[:num_images].float() / 255, features)
+    real = embedded(scaled(images[:num_images]), features)
     was_training = model.training
     model.eval()
     values = []

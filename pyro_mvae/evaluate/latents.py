@@ -18,9 +18,8 @@ from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.models import VAE
-from pyro_mvae.models.vae import codes
+from pyro_mvae.models.vae import ACTIVE, codes
 
-ACTIVE = 0.01
 NEIGHBOURS = 5
 CODES = "codes are those of images as they are, not binarised"
 

@@ -20,6 +20,9 @@ from pyro_mvae.nets.channels import keep_inputs
 from pyro_mvae.nets.conv import Heads
 from pyro_mvae.nets.kinds import usual_sizes
 
+ACTIVE = 0.01
+"""The variance over images above which a dimension of the code says something (Burda, Grosse and Salakhutdinov, 2016)."""
+
 
 class VAE(nn.Module):
     """z ~ N(0, I), x ~ p(x|z); the guide is q(z|x) = N(loc(x), scale(x)²), reparameterised as (3): z = loc + scale ⊙ ε.

@@ -27,16 +27,6 @@ def teacher(images):
     return vae.eval()
 
 
-@pytest.fixture(scope="module")
-def images():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.zeros(256, 1, 16, 16, dtype=torch.uint8)
-    for image in images:
-        top, left, side = (int(torch.randint(2, 8, (), generator=generator)) for _ in range(3))
-        image[:, top : top + side, left : left + side] = 255
-    return images
-
-
 def divergence(teacher, student, images):
     """(19) of a student that is not trained any more."""
     from pyro_mvae import Objective

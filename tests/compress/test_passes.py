@@ -12,9 +12,8 @@ from torch import nn
 
 from pyro_mvae import MVAE, VAE, Objective, fit, load_model, save_model
 from pyro_mvae.compress import FoldAndFuse, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
-from pyro_mvae.compress.miniaturize import BudgetError, calibrated, estimated_bytes, miniaturize, ratio_within, student_for
+from pyro_mvae.compress.fold import remove_dead
 from pyro_mvae.compress.prune import channels, kept_channels, prune
-from pyro_mvae.data import Data, Split
 from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.nets.fold import CONVOLUTIONS, fold_batch_norm
 from pyro_mvae.nets.quantized import ActivationQuantizer, QuantizedConv, as_floats, as_integers, check_calibrated, quantized
@@ -181,6 +180,24 @@ def test_channels_that_are_always_0_are_removed_and_the_function_stays(images):
         )
 
 
+def test_a_channel_that_is_0_stays_where_it_is_added_to_one_that_is_not():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.head = (nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 1), nn.Conv2d(3, 1, 1))
+            self.first, self.second = nn.ReLU(), nn.ReLU()
+
+        def forward(self, x):
+            return self.head(self.first(self.one(x)) + self.second(self.two(x)))
+
+    net, x = Sum().eval(), torch.rand(2, 1, 4, 4)
+    net.one.weight.data[1], net.one.bias.data[1] = 0, -1
+    before = net(x)
+    remove_dead(net, x[:1])
+    torch.testing.assert_close(net(x), before)
+    assert net.head.in_channels == 3
+
+
 def test_quantising_after_training_is_ready_at_once(images):
     vae = VAE((1, 16, 16), 4, widths=(8, 12), hidden=16)
     fit(vae, images, epochs=8, lr=4e-3)
@@ -340,6 +357,8 @@ def test_mistakes_are_explained():
         SparseCode()(SparseCode()(vae))
     with pytest.raises(ValueError, match="shrink it first"):
         Shrink()(PruneChannels()(vae))
+    with pytest.raises(ValueError, match="shrink it first"):
+        Shrink()(SparseCode()(vae))
     with pytest.raises(ValueError, match="layers is 5, expected 2 at most"):
         Shrink(layers=5)(vae)
     with pytest.raises(ValueError, match="expected 2 or more: a sphere"):
@@ -358,44 +377,3 @@ def test_mistakes_are_explained():
             wrong()
     with pytest.raises(ValueError, match="linear"):
         quantized(nn.Sequential(nn.Linear(2, 2)))
-
-
-def bytes_of(model) -> int:
-    return 3_000 + estimated_bytes(model)
-
-
-def test_the_smallest_ratio_that_fits_is_taken():
-    student = MODELS["MVAE"]((1, 16, 16))
-    sizes = {ratio: bytes_of(Quantize()(PruneChannels(ratio=ratio)(student))) for ratio in (0.1, 0.3, 0.5, 0.7, 0.9)}
-    for ratio in (0.3, 0.7):
-        found = ratio_within(student, budget_bytes=sizes[ratio], measure=bytes_of)
-        assert found <= ratio
-        assert bytes_of(Quantize()(PruneChannels(ratio=found)(student))) <= sizes[ratio]
-    with pytest.raises(BudgetError, match=r"can't be met: the smallest student has") as error:
-        ratio_within(student, budget_bytes=5_000, measure=bytes_of)
-    assert error.value.smallest == sizes[0.9]
-
-
-def test_the_student_grows_with_the_budget():
-    teacher = MODELS["VAE"]((1, 16, 16))
-    sizes = [estimated_bytes(student_for(teacher, budget_kb=budget)) for budget in (20, 50, 100)]
-    assert sizes[0] < sizes[1] < sizes[2]
-
-
-def test_miniaturize_gives_a_fitted_int8_student(images, tmp_path):
-    data = Data("squares", train=Split(images[:192]), test=Split(images[192:]), binarization="none")
-    teacher = MODELS["VAE"]((1, 16, 16)).eval()
-    before = copy.deepcopy(teacher.state_dict())
-    arguments = {"budget_kb": 24, "student": MODELS["MVAE"]((1, 16, 16)), "epochs": 2, "measure": bytes_of, "folder": tmp_path}
-    result = miniaturize(teacher, data, **arguments)
-    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
-    assert [name.split("(")[0] for name in result.model.passes] == ["PruneChannels", "Quantize"]
-    assert result.history["stage"].unique().tolist() == ["distil", "prune", "quantise"]
-    assert bytes_of(result.model) <= 24_000
-    again = miniaturize(teacher, data, **arguments, resume=True)
-    for a, b in zip(result.model.state_dict().values(), again.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_calibrated_can_be_exported():
-    check_calibrated(calibrated(Quantize()(MODELS["VAE"]((1, 16, 16)))))

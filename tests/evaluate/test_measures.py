@@ -179,7 +179,7 @@ def test_a_models_own_clusters_are_used_where_it_has_some(sets):
     found = evaluate.clustering_accuracy(vae, train, test)
     assert found.value > 90
     assert "own clusters" in found.protocol
-    read, cas = evaluate.generation_accuracy(vae, train, test, judge_of(train), num_images=200)
+    read, cas, _ = evaluate.generation_accuracy(vae, train, test, judge_of(train), num_images=200)
     assert "own cluster" in read.protocol
     assert min(read.value, cas.value) > 80
 
@@ -198,7 +198,7 @@ def test_what_is_generated_is_read_by_the_judge(sets, fitted):
     train, test = sets
     classifier = judge_of(train)
     assert judge.accuracy(classifier, test.images, test.labels) > 97
-    read, cas = evaluate.generation_accuracy(fitted, train, test, classifier, num_images=200)
+    read, cas, _ = evaluate.generation_accuracy(fitted, train, test, classifier, num_images=200)
     assert min(read.value, cas.value) > 80
     assert "the judge reads" in read.protocol
     assert (read.num_images, cas.num_images) == (200, 200)
@@ -214,7 +214,7 @@ def test_generation_of_one_picture_for_all_labels_is_noticed(sets, fitted):
 
     vae = Collapsed((1, 16, 16), 4, net="mlp", hidden=32).eval()
     vae.load_state_dict(fitted.state_dict())
-    read, cas = evaluate.generation_accuracy(vae, train, test, judge_of(train), num_images=200)
+    read, cas, _ = evaluate.generation_accuracy(vae, train, test, judge_of(train), num_images=200)
     assert read.value == 25
     assert cas.value < 60
 

@@ -1,0 +1,113 @@
+"""What models cost: seconds an epoch, and KB and microseconds of the int8 files that an app would load."""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_mvae.atomic import write_text
+from pyro_mvae.compress import Quantize
+from pyro_mvae.data import Data
+from pyro_mvae.evaluate.cost import latency
+from pyro_mvae.export import export_executorch
+from pyro_mvae.export.capture import PARTS
+from pyro_mvae.export.verify import inputs_for, load_artifact
+from pyro_mvae.failures import reported
+from pyro_mvae.inference import fit
+from pyro_mvae.inference.penalties import Penalty
+from pyro_mvae.models import VAE
+from pyro_mvae.report import environment
+
+COSTS = "costs.json"
+TIMED_IMAGES, ROUNDS = 1280, 3
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs: seconds an epoch; quantised for a phone, KB of both files, and µs to encode and decode, p50.
+
+    The last two are None of a model whose files could not be made.
+    """
+
+    epoch_seconds: float
+    int8_kb: float | None = None
+    p50_us: float | None = None
+
+
+def costs_of(
+    models: Mapping[str, VAE],
+    files: Mapping[str, Mapping[str, Path]],
+    data: Data,
+    *,
+    penalties: Mapping[str, Sequence[Penalty]],
+    batch_size: int,
+    failures: dict[str, str],
+    out: Path,
+) -> dict[str, Cost]:
+    """The cost of each model; files that are not there are made, and what fails is reported in `failures` and `out`.
+
+    Seconds an epoch are the median of several rounds in which the models take turns, on part of an epoch.
+    """
+    few, times, costs = data.train.images[:TIMED_IMAGES], defaultdict[str, list[float]](list), {}
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            with reported(failures, f"{name}-epoch", out):
+                how: dict[str, Any] = {"epochs": 1, "batch_size": batch_size, "compile": "eager"}
+                history = fit(copy.deepcopy(model), few, penalties=penalties[name], **how)
+                times[name].append(float(history["seconds"].iloc[0]) * len(data.train) / len(few))
+    for name, some in times.items():
+        costs[name] = Cost(statistics.median(some))
+        with reported(failures, f"{name}-cost", out):
+            if not all(path.exists() for path in files[name].values()):
+                deploy(models[name], data, files[name])
+            p50 = [
+                latency(load_artifact(path).run, inputs_for(part, models[name], data.test.images)[:1]).p50_us
+                for part, path in files[name].items()
+            ]
+            size = sum(path.stat().st_size for path in files[name].values())
+            costs[name] = Cost(statistics.median(some), round(size / 1000, 1), round(sum(p50), 1))
+    return costs
+
+
+def known_costs(out: Path, models: Iterable[str]) -> dict[str, Cost] | None:
+    """The costs that were measured before, where they are whole, of all of the models and of this machine."""
+    path = out / "results" / COSTS
+    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"figures": {}}
+    if not set(models) <= set(held["figures"]) or held["cpu"] != environment()["cpu"]:
+        return None
+    costs = {name: Cost(**held["figures"][name]) for name in models}
+    return None if any(cost.int8_kb is None for cost in costs.values()) else costs
+
+
+def write_costs(out: Path, costs: Mapping[str, Cost], *, batch_size: int) -> None:
+    """Keep costs, and how they were measured."""
+    protocol = {
+        "s/epoch": f"steps as traced, not compiled: median of {ROUNDS} rounds in which models take turns, {TIMED_IMAGES} images "
+        f"in batches of {batch_size}, for as many as an epoch has; threads: {torch.get_num_threads()}",
+        "int8 KB": "encoder.pte and decoder.pte, in units of 1000 bytes",
+        "p50": "median of 300 calls of each file with one image, on one thread, summed",
+    }
+    figures = {name: asdict(cost) for name, cost in costs.items()}
+    content = {**environment(), "protocol": protocol, "figures": figures}
+    write_text(out / "results" / COSTS, json.dumps(content, indent=2) + "\n")
+
+
+def deployed(out: Path, name: str, seed: int) -> dict[str, Path]:
+    """Where a model's int8 `.pte` files are, by their parts."""
+    return {part: out / "files" / f"{name}-{seed}" / f"{part}.pte" for part in PARTS}
+
+
+def deploy(model: VAE, data: Data, files: Mapping[str, Path]) -> None:
+    """Write a trained model's int8 `.pte` files, their ranges set on training images."""
+    small = Quantize()(model, data.train.images).eval()
+    for part, path in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export_executorch(small, path, part=part, images=data.test.images)
