@@ -95,10 +95,9 @@ class GridDecoder(nn.Module):
         channels, height, width = image_shape
         self.grid = (code_dim, *grid_of(image_shape, len(widths)))
         heights, columns = halvings(height, len(widths)), halvings(width, len(widths))
-        opening = [full(code_dim, hidden)]
+        layers: list[nn.Module] = [full(code_dim, hidden)]
         if convolution is not full:  # a depthwise layer on the code itself would tie what follows to it
-            opening = [block(nn.Conv2d(code_dim, hidden, 1), hidden), convolution(hidden, hidden)]
-        layers: list[nn.Module] = [*opening]
+            layers = [block(nn.Conv2d(code_dim, hidden, 1), hidden), convolution(hidden, hidden)]
         inner = [hidden, *reversed(widths[:-1])]
         for i, (before, after) in enumerate(itertools.pairwise(inner)):
             place = len(widths) - 1 - i
