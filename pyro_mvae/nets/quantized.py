@@ -288,9 +288,33 @@ def learn_ranges(net: nn.Module) -> None:
 def as_integers(net: nn.Module) -> nn.Module:
     """A copy of a quantised net in evaluation mode, its rounding done by explicit integer operations.
 
-    It computes what the net itself computes in evaluation mode, to float32 rounding.
+    It computes what the net itself computes in evaluation mode with its biases rounded as runtimes keep them: integers of 32
+    bits, in steps of an input's scale times a weight's. Unless they are rounded here too, a value near the middle of two levels
+    is rounded up by one and down by the other, and where a net's last levels are coarse that is seen in its pictures.
     """
-    return replaced(copy.deepcopy(net).eval(), {QuantizedConv: IntegerConv, ActivationQuantizer: IntegerActivation})
+    net = copy.deepcopy(net)
+    round_biases(net)
+    return replaced(net.eval(), {QuantizedConv: IntegerConv, ActivationQuantizer: IntegerActivation})
+
+
+class RoundingTracer(fx.Tracer):
+    """Sees what rounds, and every convolution, as one call."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, QuantizedConv | ActivationQuantizer) or super().is_leaf_module(m, module_qualified_name)
+
+
+@torch.no_grad()
+def round_biases(net: nn.Module) -> None:
+    """Round the bias of each quantised convolution to steps of its input's scale times its weight's, in place."""
+    modules = dict(net.named_modules())
+    for node in RoundingTracer().trace(net).nodes:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, QuantizedConv) and layer.conv.bias is not None:
+            rounding = modules[str(getattr(node.args[0], "target", ""))]
+            assert isinstance(rounding, ActivationQuantizer)
+            step = rounding.qparams()[0] * layer.scales()
+            layer.conv.bias.copy_(torch.round(layer.conv.bias / step) * step)
 
 
 def as_integer_weights(net: nn.Module) -> nn.Module:

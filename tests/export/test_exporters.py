@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -78,6 +79,15 @@ def test_the_decoder_is_one_delegate(fitted):
     plan = deserialize_pte_binary(lower(fitted[True], part="decoder", precision="int8")).program.execution_plan[0]
     assert len(plan.delegates) == 1
     assert plan.operators == []
+
+
+@torch.no_grad()
+def test_levels_as_coarse_as_a_tenth_of_a_pixel_are_the_same_ones_in_executorch(fitted, images, tmp_path):
+    coarse = copy.deepcopy(fitted[False])
+    *_, last = (layer for layer in coarse.decoder.modules() if isinstance(layer, torch.nn.ConvTranspose2d))
+    last.weight *= 40.0
+    result = export_executorch(Quantize()(coarse, images), tmp_path / "decoder.pte", images=images)
+    assert result.max_abs_diff < 1e-5
 
 
 def test_int8_weights_alone_for_core_ml(fitted, images, tmp_path):
