@@ -3,7 +3,7 @@
 from pyro_mvae._version import __version__
 from pyro_mvae.build import build
 from pyro_mvae.compare import compare
-from pyro_mvae.compress import BudgetError, PruneChannels, Quantize, miniaturize
+from pyro_mvae.compress import PruneChannels, Quantize
 from pyro_mvae.data import Data, Split, load_data
 from pyro_mvae.evaluate import negative_log_likelihood
 from pyro_mvae.experiment import experiment
@@ -31,6 +31,7 @@ from pyro_mvae.inference import (
 from pyro_mvae.inference.checkpoint import load_model, save_model
 from pyro_mvae.models import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, VaDE
 from pyro_mvae.report import Report
+from pyro_mvae.search import Budget, BudgetError, miniaturize
 from pyro_mvae.train import train
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "VAEGAN",
     "VQVAE",
     "BetaVAE",
+    "Budget",
     "BudgetError",
     "Data",
     "InfoVAE",

@@ -14,8 +14,6 @@ from typing import Any
 from pyro_mvae import plots
 from pyro_mvae._version import __version__
 from pyro_mvae.atomic import remove, write_text
-from pyro_mvae.compress import Student, miniaturize
-from pyro_mvae.compress.miniaturize import KB, BudgetError
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.cost import latency, num_macs, num_params
@@ -27,6 +25,8 @@ from pyro_mvae.inference.checkpoint import save_model
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
 from pyro_mvae.report import Report, environment
+from pyro_mvae.search import Budget, Student, make_student
+from pyro_mvae.search.budget import KB
 from pyro_mvae.train import initialized, usual_epochs
 
 NEEDED_BYTES = 200_000_000
@@ -144,7 +144,7 @@ def train(settings: Settings, data: Data, folder: Path, *, resume: bool, progres
     common: dict[str, Any] = {"epochs": settings.epochs, "seed": settings.seed, "resume": resume, "progress": progress}
     teacher, history = fit_stage(teacher, data, folder / "teacher.safetensors", lr=4e-3, description="Teacher", **common)
     kind = model_class(settings.model)
-    student: Student = miniaturize(teacher, data, kind=kind, budget_kb=settings.budget_kb, folder=folder, **common)
+    student: Student = make_student(teacher, data, kind=kind, budget_kb=settings.budget_kb, folder=folder, **common)
     return teacher, student.model, {"teacher": history, "student": student.history}
 
 
@@ -160,9 +160,7 @@ def export_all(student: VAE, data: Data, out: Path, *, progress: Track) -> list[
 def check_budget(artifacts: list[Verification], budget_kb: float) -> None:
     total = sum(item.bytes for item in artifacts if item.format == "executorch")
     if total > budget_kb * KB:
-        raise BudgetError(
-            f"the budget of {budget_kb:g} KB can't be met: encoder.pte and decoder.pte have {total / KB:.1f} KB", total
-        )
+        raise Budget(kb=budget_kb).unmet([{"kb": total / KB}])
 
 
 def evaluated(settings: Settings, name: str, vae: VAE, data: Data, progress: Track) -> NLL:

@@ -97,6 +97,24 @@ def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> bytes:
     return png(figure)
 
 
+def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = None) -> bytes:
+    """Students of `miniaturize`, their held-out bound against a cost, each with its number in the table; see `pareto.html`."""
+    figure = Figure(figsize=(7, 4.2))
+    plane = figure.subplots()
+    plane.scatter(table[axis], table["held_out"], s=18, color="tab:gray")
+    best = table.sort_values(axis)
+    best = best[best["held_out"] <= best["held_out"].cummin()]
+    plane.plot(best[axis], best["held_out"], color="tab:blue", linewidth=1)
+    for number, (cost, loss) in enumerate(zip(table[axis], table["held_out"], strict=True), 1):
+        plane.annotate(str(number), (cost, loss), textcoords="offset points", xytext=(4, 4), fontsize="small")
+    taken = table[table["chosen"]]
+    plane.scatter(taken[axis], taken["held_out"], s=160, marker="*", color="tab:red", zorder=3)
+    if bound is not None:
+        plane.axvline(bound, linestyle=":", color="tab:gray")
+    plane.set(xlabel=label, ylabel="held-out bound, nats per image")
+    return png(figure)
+
+
 def training_curves(histories: Mapping[str, pd.DataFrame]) -> bytes:
     """Loss, likelihood and KL per epoch, in nats, a panel for each history; what marks a change of stage is dotted."""
     figure = Figure(figsize=(5 * len(histories), 3.2))

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pyro_mvae import MVAE, PruneChannels, Quantize, load_model, save_model
 from pyro_mvae.cli import main
-from pyro_mvae.compress.miniaturize import calibrated
+from pyro_mvae.search.student import calibrated
 
 REPORT_KEYS = {
     "": {"version", "seed", "data", "teacher", "student", "artifacts", "seconds", "environment"},
@@ -132,8 +132,21 @@ def test_resuming_a_finished_build_trains_nothing_again(built):
 def test_a_budget_that_cannot_be_met_ends_with_3_and_keeps_what_was_trained(tmp_path):
     pictures, out = picture_folder(tmp_path / "pictures"), tmp_path / "out"
     line = mistake("build", "--data", f"folder:{pictures}", "--size", 8, "--epochs", 1, "--budget-kb", 3, "--out", out, code=3)
-    assert re.search(r"budget of 3 KB can't be met: the smallest student has \d+\.\d KB", line)
+    assert re.search(r"budget can't be met: 3 KB \(nearest: \d+\.\d+ KB\)", line)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"teacher.safetensors", "student-distil.safetensors"}
+
+
+def test_miniaturize_finds_a_student_or_says_how_near_one_can_come(tmp_path):
+    pictures, vae, out = f"folder:{picture_folder(tmp_path / 'pictures')}", tmp_path / "vae.safetensors", tmp_path / "small"
+    run("train", vae, "--data", pictures, "--size", 8, "--epochs", 1, "--latent-dim", 4)
+    arguments = ["miniaturize", vae, "--data", pictures, "--minutes", 0.001, "--nll-samples", 1, "--latent-dim", 4]
+    line = mistake(*arguments, "--budget-kb", 3, "--out", tmp_path / "none", code=3)
+    assert re.search(r"budget can't be met: 3 KB \(nearest: \d+\.\d+ KB\)", line)
+    text = run(*arguments, "--budget-kb", 30, "--processes", 1, "--out", out).stdout
+    assert f"{out / 'student.safetensors'} is w" in text
+    assert {"student.safetensors", "pareto.csv", "pareto.html", "candidates"} <= {path.name for path in out.iterdir()}
+    assert "budget_kb 30" not in mistake(*arguments, "--budget-kb", 31, "--out", out)
+    assert "budget is empty" in mistake(*arguments, "--out", tmp_path / "empty")
 
 
 def test_ctrl_c_leaves_a_build_that_resumes(tmp_path):

@@ -12,6 +12,7 @@ LAYERS = [
     {"build", "compare", "experiment"},
     {"table9"},
     {"costs"},
+    {"search"},
     {"report", "plots", "train"},
     {"evaluate"},
     {"compress"},

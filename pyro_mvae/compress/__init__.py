@@ -2,7 +2,6 @@
 
 from pyro_mvae.compress.distill import distill
 from pyro_mvae.compress.fold import FoldAndFuse
-from pyro_mvae.compress.miniaturize import BudgetError, Student, miniaturize
 from pyro_mvae.compress.passes import Pass
 from pyro_mvae.compress.prune import PruneChannels, PruneLatents
 from pyro_mvae.compress.quantize import Quantize
@@ -10,7 +9,6 @@ from pyro_mvae.compress.shrink import Shrink
 from pyro_mvae.compress.sparse import SparseCode
 
 __all__ = [
-    "BudgetError",
     "FoldAndFuse",
     "Pass",
     "PruneChannels",
@@ -18,7 +16,5 @@ __all__ = [
     "Quantize",
     "Shrink",
     "SparseCode",
-    "Student",
     "distill",
-    "miniaturize",
 ]

@@ -62,10 +62,16 @@ def precision_of(model: VAE, precision: str | None) -> str:
 
 def lower(model: VAE, *, part: str, precision: str) -> bytes:
     """The content of a `.pte`."""
+    with quiet():
+        program = capture(model, part, precision=precision).program()
+    return lowered(program)
+
+
+def lowered(program: torch.export.ExportedProgram) -> bytes:
+    """The content of the `.pte` of a captured graph."""
     exir = import_quietly("executorch.exir")
     xnnpack = import_quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     with quiet(), short_names():
-        program = capture(model, part, precision=precision).program()
         return exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()]).to_executorch().buffer
 
 

@@ -1,4 +1,4 @@
-"""From a teacher to a student that fits the phone: distil, prune to a budget, quantise."""
+"""From a teacher to one student of a size that was asked for: distil, prune to it, quantise."""
 
 from __future__ import annotations
 
@@ -21,28 +21,20 @@ from pyro_mvae.inference.penalties import Distill, Round
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import MVAE, VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS, fold_batch_norm
+from pyro_mvae.search.budget import KB, Budget
 
-KB = 1000
 RATIOS = [round(float(ratio), 2) for ratio in np.arange(0.1, 0.91, 0.05)]
-
-
-class BudgetError(ValueError):
-    """The smallest student is larger than the budget; `smallest` is its size in bytes."""
-
-    def __init__(self, message: str, smallest: int):
-        super().__init__(message)
-        self.smallest = smallest
 
 
 @dataclass(frozen=True)
 class Student:
-    """What `miniaturize` made: the model, and its history over all stages (column `stage`)."""
+    """What `make_student` made: the model, and its history over all stages (column `stage`)."""
 
     model: VAE
     history: pd.DataFrame
 
 
-def miniaturize(
+def make_student(
     teacher: VAE,
     data: Data,
     *,
@@ -60,7 +52,7 @@ def miniaturize(
     measure: Callable[[VAE], int] = measured_bytes,
     progress: Track = untracked,
 ) -> Student:
-    """Make a small int8 VAE of a big one, under the objective (14), in three stages.
+    """Make one small int8 VAE of a big one, under the objective (14), in three stages; `miniaturize` searches for the best.
 
     1. Distil (19): the student learns the data and the teacher's posteriors and likelihoods at once, for half of `epochs`: enough
        to tell which channels matter.
@@ -82,8 +74,7 @@ def miniaturize(
         BudgetError: when no ratio is enough; what was distilled is in `folder`.
         FloatingPointError, Interrupted: as `fit`.
     """
-    if not budget_kb > 0:
-        raise ValueError(f"budget_kb is {budget_kb:g}, expected more than 0")
+    Budget(kb=budget_kb)  # checks it
     student = student or student_for(teacher, budget_kb=budget_kb, kind=kind, seed=seed)
     teacher = folded(teacher)
     settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "resume": resume, "progress": progress}
@@ -132,7 +123,8 @@ def student_for(teacher: VAE, *, budget_kb: float, kind: type[VAE] = MVAE, seed:
 
 def estimated_bytes(model: VAE) -> int:
     """About the size of a model's int8 files: a byte a weight, 8 bytes a channel, and what a `.pte` adds to a layer."""
-    layers = [layer for layer in model.modules() if isinstance(layer, CONVOLUTIONS)]
+    nets = [net for net, _ in model.deployable().values()]
+    layers = [layer for net in nets for layer in net.modules() if isinstance(layer, CONVOLUTIONS)]
     return sum(layer.weight.numel() + 8 * layer.out_channels + 1650 for layer in layers)
 
 
@@ -153,10 +145,7 @@ def ratio_within(student: VAE, *, budget_bytes: float, measure: Callable[[VAE], 
         measured[ratio] = measure(calibrated(Quantize()(PruneChannels(ratio=ratio)(student))))
         correction = measured[ratio] - estimates[ratio]
     if measured[ratio] > budget_bytes:
-        smallest = min(measured.values())
-        raise BudgetError(
-            f"the budget of {budget_bytes / KB:g} KB can't be met: the smallest student has {smallest / KB:.1f} KB", smallest
-        )
+        raise Budget(kb=budget_bytes / KB).unmet([{"kb": min(measured.values()) / KB}])
     return ratio
 
 
@@ -164,7 +153,8 @@ def calibrated(model: VAE) -> VAE:
     """A quantised model with some ranges, of noise: enough to be exported and weighed."""
     x = torch.rand(2, *model.image_shape, generator=torch.Generator().manual_seed(0))
     model.train()
-    model.decoder(model.encoder(x)[0])
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model.decoder(model.posterior(x).sample())
     return model.eval()
 
 

@@ -1,0 +1,160 @@
+"""Which students are worth a try: shapes of nets, each as large as the budget allows, and smaller ones beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_mvae.evaluate.cost import num_macs
+from pyro_mvae.models import VAE
+from pyro_mvae.search.budget import KB, Budget, Cost
+from pyro_mvae.search.student import estimated_bytes
+
+TAPERS = (1.0, 0.75, 4 / 3)
+"""What each width is multiplied by from one map to the next smaller one, besides what is usual."""
+SHARES = (1.0, 0.7, 0.45)
+"""Of the budget: one student as large as it allows, and two that show what less would cost."""
+SCALES = [0.12 * 1.08**i for i in range(48)]
+ROUND_TO = 4
+
+Estimates = Mapping[str, Callable[[VAE], float]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a student's nets, and the bits of its weights.
+
+    Example:
+        >>> Plan((8, 16), 32, 4, 8).name
+        'w8-16-h32-z4-b8'
+    """
+
+    widths: tuple[int, ...]
+    hidden: int
+    latent_dim: int
+    weight_bits: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"w{'-'.join(map(str, self.widths))}-h{self.hidden}-z{self.latent_dim}-b{self.weight_bits}"
+
+    def student(self, teacher: VAE, *, seed: int = 0) -> VAE:
+        """A new model of the teacher's class with mobile nets of these sizes, and the teacher's prior where it learned one."""
+        sizes = {"net": "mobile", "widths": self.widths, "hidden": self.hidden, "latent_dim": self.latent_dim}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            student = type(teacher)(**{**teacher.config, **sizes})
+        student.load_state_dict({**student.state_dict(), **beside_nets(teacher, like=student)})
+        return student
+
+
+def beside_nets(model: VAE, *, like: VAE) -> dict[str, Tensor]:
+    """What a model learned besides its nets and a likelihood of weights, where another has it of the same shape."""
+    others = like.state_dict()
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(("encoder", "decoder", "theta")) and name in others and others[name].shape == value.shape
+    }
+
+
+def candidates(
+    teacher: VAE, budget: Budget, *, latent_dims: Sequence[int], weight_bits: Sequence[int], latency: Callable[[VAE], float]
+) -> list[Plan]:
+    """Plans within the budget, by estimate, those as large as it allows first; none where it allows nothing.
+
+    Args:
+        latency: an estimate in µs, asked for where the budget has such a bound.
+    """
+    estimates: Estimates = {"macs": num_macs, "kb": lambda model: estimated_bytes(model) / KB, "latency_us": latency}
+    found: list[Plan] = []
+    for share in SHARES:
+        for bits in weight_bits:
+            for latent_dim in latent_dims:
+                for widths, hidden in shapes(teacher):
+                    plan = largest(teacher, widths, hidden, latent_dim, bits, budget=budget, share=share, estimates=estimates)
+                    if plan is not None and plan not in found:
+                        found.append(plan)
+    return found
+
+
+def shapes(teacher: VAE) -> list[tuple[list[float], float]]:
+    """Widths and hidden units to be scaled: as usual, fewer maps, narrower or wider towards the small ones."""
+    usual = type(teacher)(teacher.image_shape, net="mobile").config
+    widths, hidden = usual["widths"], usual["hidden"]
+    depths = range(len(widths), max(len(widths) - 3, 0), -1)
+    return [
+        ([width * taper**i for i, width in enumerate(widths[:depth])], hidden * taper ** (depth - 1))
+        for depth in depths
+        for taper in TAPERS
+    ]
+
+
+def largest(
+    teacher: VAE,
+    widths: Sequence[float],
+    hidden: float,
+    latent_dim: int,
+    bits: int,
+    *,
+    budget: Budget,
+    share: float,
+    estimates: Estimates,
+) -> Plan | None:
+    """The largest scale of a shape at which no estimate is above its share of the budget; None when there is none.
+
+    Costs grow with the scale, so that it is found by halving. Without a bound on costs the shape is taken as it is, × `share`.
+    """
+
+    def plan(scale: float) -> Plan:
+        sizes = [rounded(scale * n) for n in (*widths, hidden)]
+        return Plan(tuple(sizes[:-1]), sizes[-1], latent_dim, bits)
+
+    if not budget.costs():
+        return plan(share)
+    low, high = 0, len(SCALES)  # the first `low` fit, the one at `high` does not
+    while low < high:
+        middle = (low + high) // 2
+        student, bounds = plan(SCALES[middle]).student(teacher), budget.costs()
+        if all(estimate(student) <= share * bounds[axis] for axis, estimate in estimates.items() if axis in bounds):
+            low = middle + 1
+        else:
+            high = middle
+    return plan(SCALES[low - 1]) if low else None
+
+
+def smaller(plan: Plan) -> Plan | None:
+    """The plan with about a twelfth less of everything; None when nothing is left to be taken."""
+    sizes = [min(rounded(n / 1.08), max(n - ROUND_TO, ROUND_TO)) for n in (*plan.widths, plan.hidden)]
+    less = Plan(tuple(sizes[:-1]), sizes[-1], plan.latent_dim, plan.weight_bits)
+    return None if less == plan else less
+
+
+def rounded(size: float) -> int:
+    """The nearest multiple of `ROUND_TO`, and that at least.
+
+    Example:
+        >>> rounded(1.0), rounded(13.9)
+        (4, 12)
+    """
+    return max(math.floor(size / ROUND_TO + 0.5), 1) * ROUND_TO
+
+
+def within(plan: Plan, budget: Budget, cost: Callable[[Plan], Cost]) -> tuple[Plan | None, list[tuple[Plan, Cost]]]:
+    """The plan, made smaller until its files are measured to be within the budget, None if it never is; all that was measured."""
+    tried: list[tuple[Plan, Cost]] = []
+    current: Plan | None = plan
+    while current is not None:
+        measured = cost(current)
+        tried.append((current, measured))
+        figures: dict[str, Any] = vars(measured)
+        if not budget.over(figures):
+            return current, tried
+        current = smaller(current)
+    return None, tried

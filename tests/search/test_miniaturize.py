@@ -1,0 +1,214 @@
+"""The search for the best student within a budget: what it chooses from, how it goes on, and what it says when there is none."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyro_mvae import load_model
+from pyro_mvae.compress import Quantize
+from pyro_mvae.data import Data, Split
+from pyro_mvae.evaluate.cost import num_macs
+from pyro_mvae.nets.quantized import is_quantized
+from pyro_mvae.search import Budget, BudgetError, Cost, cost_of, miniaturize
+from pyro_mvae.search.latency import Block, LatencyTable, blocks, measured
+from pyro_mvae.search.miniaturize import with_held_out
+from pyro_mvae.search.pareto import front
+from pyro_mvae.search.plans import SCALES, Plan, candidates, shapes
+from pyro_mvae.search.student import calibrated, estimated_bytes
+from tests.catalog import MODELS
+
+SEARCH = sys.modules["pyro_mvae.search.miniaturize"]
+
+
+@pytest.fixture
+def data(images):
+    return Data("squares", train=Split(images[:192]), test=Split(images[192:]), binarization="none")
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """Costs as they are estimated, and fewer shapes; whose costs were asked for."""
+    asked = []
+
+    def cost(model):
+        asked.append(model)
+        return Cost(estimated_bytes(model) / 1000, num_macs(model), 10.0)
+
+    monkeypatch.setattr(SEARCH, "cost_of", cost)
+    monkeypatch.setattr(sys.modules["pyro_mvae.search.plans"], "TAPERS", (1.0,))
+    return asked
+
+
+def test_a_budget_says_what_is_over_it_and_how_near_one_can_come():
+    budget = Budget(kb=30, latency_us=100, nll_loss=1.0)
+    points = [
+        {"kb": 20.0, "macs": 5, "latency_us": 120.0, "nll_loss": 0.5},
+        {"kb": 40.0, "macs": 9, "latency_us": 90.0, "nll_loss": 0.2},
+        {"kb": 25.0, "macs": 6, "latency_us": 95.0, "nll_loss": 3.0},
+        {"kb": 10.0, "macs": 6, "latency_us": 300.0, "nll_loss": math.nan},
+    ]
+    assert [list(budget.over(point)) for point in points] == [["latency_us"], ["kb"], ["nll_loss"], ["latency_us", "nll_loss"]]
+    # on each axis the best among those that are within the others
+    assert budget.nearest(points) == {"kb": 40.0, "latency_us": 120.0, "nll_loss": 3.0}
+    assert "30 KB (nearest: 40 KB), 100 µs (nearest: 120 µs), 1 nats of NLL lost (nearest: 3" in str(budget.unmet(points))
+    with pytest.raises(ValueError, match="budget is empty"):
+        Budget()
+    for wrong in ({"kb": 0.0}, {"macs": -1.0}, {"latency_us": math.inf}, {"nll_loss": math.nan}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} of the budget"):
+            Budget(**wrong)
+    assert Budget(nll_loss=-0.5).over({"nll_loss": -0.6}) == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_the_front_is_what_nothing_beats(rows):
+    def beaten(row):
+        return any(all(a <= b for a, b in zip(other, row, strict=True)) and other != row for other in rows)
+
+    assert front(pd.DataFrame(rows, columns=list("abc")), list("abc")) == [not beaten(row) for row in rows]
+
+
+def test_plans_are_as_large_as_the_budget_allows():
+    teacher = MODELS["VAE"]((1, 16, 16))
+    for budget in (Budget(kb=60), Budget(macs=100_000), Budget(kb=60, macs=60_000), Budget(latency_us=40)):
+        plans = candidates(teacher, budget, latent_dims=[4], weight_bits=[8], latency=lambda model: num_macs(model) / 2000)
+        assert len(plans) > 3
+        for plan in plans:
+            student = plan.student(teacher)
+            figures = {
+                "kb": estimated_bytes(student) / 1000,
+                "macs": num_macs(student),
+                "latency_us": num_macs(student) / 2000,
+            }
+            assert not budget.over(figures)
+        # the first shape, one step of the scale wider, is over the budget
+        widths, hidden = shapes(teacher)[0]
+        scale = next(s for s in SCALES if tuple(max(round(s * w / 4), 1) * 4 for w in widths) == plans[0].widths)
+        larger = Plan(tuple(math.ceil(1.3 * scale * w / 4) * 4 for w in widths), math.ceil(1.3 * scale * hidden / 4) * 4, 4, 8)
+        student = larger.student(teacher)
+        assert budget.over(
+            {"kb": estimated_bytes(student) / 1000, "macs": num_macs(student), "latency_us": num_macs(student) / 2000}
+        )
+    assert candidates(teacher, Budget(kb=1), latent_dims=[4], weight_bits=[8], latency=lambda model: 0.0) == []
+
+
+def test_a_student_is_given_the_prior_that_its_teacher_learned():
+    teacher = MODELS["VaDE"]((1, 16, 16))
+    student = Plan((8, 8), 16, teacher.latent_dim, 8).student(teacher)
+    assert type(student) is type(teacher)
+    learned = [name for name, _ in teacher.named_parameters() if not name.startswith(("encoder", "decoder"))]
+    assert learned
+    for name in learned:
+        assert torch.equal(student.get_parameter(name), teacher.get_parameter(name))
+
+
+def test_blocks_are_measured_once_a_machine(tmp_path, monkeypatch):
+    asked = []
+
+    def some(block):
+        asked.append(block)
+        return 1.0 + block.in_channels * block.out_channels / block.groups
+
+    monkeypatch.setattr(sys.modules["pyro_mvae.search.latency"], "measured", some)
+    model = MODELS["MVAE"]((1, 16, 16))
+    table = LatencyTable(tmp_path / "table.json")
+    first = table.estimate(model)
+    assert len(asked) == len({block.rounded() for block in blocks(model)}) + 1
+    adds = [some(block.rounded()) - 2.0 for block in blocks(model)]  # less the call, which is 1 + 1 · 1
+    assert first == pytest.approx(2 * 2.0 + sum(max(each, 0.0) for each in adds))
+    asked.clear()
+    assert LatencyTable(tmp_path / "table.json").estimate(model) == first
+    assert not asked
+    held = json.loads((tmp_path / "table.json").read_text())
+    (tmp_path / "table.json").write_text(json.dumps({**held, "machine": {"cpu": "another"}}))
+    LatencyTable(tmp_path / "table.json").estimate(model)
+    assert asked
+
+
+def test_a_block_is_measured_for_real():
+    small = Block(
+        transposed=True, in_channels=8, out_channels=4, kernel=(4, 4), stride=(2, 2), padding=(1, 1), groups=1, height=4, width=4
+    )
+    assert measured(small) > 0
+
+
+def test_costs_are_those_of_the_files():
+    model = calibrated(Quantize()(MODELS["MVAE"]((1, 16, 16))))
+    cost = cost_of(model)
+    assert cost.kb == pytest.approx(estimated_bytes(model) / 1000, rel=0.3)
+    assert (cost.macs, cost.latency_us > 0) == (num_macs(model), True)
+
+
+def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_path, cheap):
+    teacher = MODELS["VAE"]((1, 16, 16)).eval()
+    before = copy.deepcopy(teacher.state_dict())
+    arguments = {"budget": Budget(kb=45), "minutes": 0.05, "nll_samples": 2, "latent_dims": (4,), "out": tmp_path / "small"}
+    found = miniaturize(teacher, data, **arguments)
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    table = found.table
+    assert len(table) > 3
+    assert (table["kb"] <= 45).all()
+    assert table["chosen"].sum() == 1
+    best = table[table["chosen"]].iloc[0]
+    assert best["held_out"] == table["held_out"].min()
+    assert best["name"] == found.name
+    assert table["epochs"].max() > table["epochs"].min()
+    assert set(table["rounded"]) == {"in training", "after"}
+    assert table["nll"].notna().equals(table["front"])
+    assert found.model.passes == ("Quantize(weight_bits=8, ranges='moving')",)
+    kept = load_model(tmp_path / "small/student.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(kept.state_dict().values(), found.model.state_dict().values(), strict=True))
+    for name in table["name"]:
+        assert is_quantized(load_model(tmp_path / f"small/candidates/{name}.safetensors").decoder)
+    assert found.name in (tmp_path / "small/pareto.html").read_text()
+    assert len(pd.read_csv(tmp_path / "small/pareto.csv")) == len(table)
+
+    cheap.clear()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "small/candidates").iterdir()}
+    again = miniaturize(teacher, data, **arguments)
+    assert not cheap
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "small/candidates").iterdir()}
+    assert again.name == found.name
+    with pytest.raises(ValueError, match=r"minutes 0\.05: give the same"):
+        miniaturize(teacher, data, **{**arguments, "minutes": 1.0})
+
+
+def test_a_loss_that_cannot_be_kept_says_how_near_one_came(data, tmp_path, cheap):
+    teacher = MODELS["VAE"]((1, 16, 16)).eval()
+    arguments = {"minutes": 0.01, "nll_samples": 2, "latent_dims": (4,)}
+    with pytest.raises(BudgetError, match=r"-1,000 nats of NLL lost \(nearest: ") as error:
+        miniaturize(teacher, data, budget=Budget(kb=45, nll_loss=-1000.0), out=tmp_path / "a", **arguments)
+    assert error.value.nearest["kb"] <= 45
+    assert error.value.nearest["nll_loss"] > -1000
+    assert (tmp_path / "a/pareto.html").is_file()
+    with pytest.raises(BudgetError, match=r"4 KB \(nearest: \d") as error:
+        miniaturize(teacher, data, budget=Budget(kb=4), out=tmp_path / "b", **arguments)
+    (tmp_path / "b/search.json").unlink()
+    with pytest.raises(ValueError, match="holds no search"):
+        miniaturize(teacher, data, budget=Budget(kb=4), out=tmp_path / "b", **arguments)
+
+
+def test_students_do_not_see_what_they_are_chosen_by(data):
+    rest, held = with_held_out(data, seed=0)
+    assert len(rest.train) + len(held) == len(data.train)
+    seen = {image.numpy().tobytes() for image in rest.train.images}
+    assert not [image for image in held if image.numpy().tobytes() in seen]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_students(name, data, cheap, monkeypatch):
+    monkeypatch.setattr(sys.modules["pyro_mvae.search.plans"], "SHARES", (1.0,))
+    teacher = MODELS[name]((1, 16, 16)).eval()
+    size = teacher.config["latent_dim"]
+    found = miniaturize(teacher, data, budget=Budget(macs=400_000), minutes=0.001, nll_samples=1, latent_dims=(size,))
+    assert type(found.model) is type(teacher)
+    assert found.table["macs"].max() <= 400_000
