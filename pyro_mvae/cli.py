@@ -65,7 +65,7 @@ class Verb(click.Command):
         except BudgetError as error:
             fail(error, OVER_BUDGET)
         except KeyboardInterrupt as error:
-            fail(f"{error or 'interrupted'}{advice(ctx)}", INTERRUPTED)
+            fail(f"{str(error) or 'interrupted'}{advice(ctx)}", INTERRUPTED)
         except FloatingPointError as error:
             fail(f"{error}{advice(ctx)}", USAGE)
         except ProcessLost as error:
