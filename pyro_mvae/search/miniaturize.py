@@ -112,7 +112,7 @@ def miniaturize(
 
     Args:
         teacher: a fitted model; left as it is.
-        minutes: of training; measuring comes on top. A tenth of that is enough for a look.
+        minutes: of training; measuring comes on top.
         weight_bits: what to try. Files hold a byte a weight whatever they are.
         latent_dims: sizes of the code to try; when None, as many as the teacher has active. A teacher of a smaller code is one
             with the rest pruned, trained on for an epoch.
@@ -158,7 +158,8 @@ def claim(out: Path, search: Search) -> None:
         other = [name for name in wanted if held.get(name) != wanted[name]]
         if other:
             raise ValueError(
-                f"{out} holds a search with {', '.join(f'{name} {held.get(name)}' for name in other)}: give the same, or another"
+                f"{out} holds a search with {', '.join(f'{name} {held.get(name)}' for name in other)}: "
+                "give the same, or another out"
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty and holds no search: give another out")
@@ -187,7 +188,7 @@ def searched(
                 rows[row["name"]] = row
             plans.sort(key=lambda plan: rows[plan.name]["held_out"])
             plans = plans[: max(len(plans) // KEPT, 1)]
-    frame = table_of(search, {plan.name: cost for plan, cost in costs.items()}, list(rows.values()))
+    frame = table_of({plan.name: cost for plan, cost in costs.items()}, list(rows.values()))
     frame = measured_on_test(frame, search, teacher, data, out, progress)
     return chosen(frame, search, out)
 
@@ -249,13 +250,8 @@ def laid_out(
         if fitting is not None:
             found[fitting] = tried[-1][1]
     if not plans:
-        cost(smallest(teacher, search, latent_dim=min(teachers)))
+        cost(Plan((4,), 4, min(teachers), min(search.weight_bits)))  # the least that a student can be
     return found
-
-
-def smallest(teacher: VAE, search: Search, *, latent_dim: int) -> Plan:
-    """The least that a student can be."""
-    return Plan((4,), 4, latent_dim, min(search.weight_bits))
 
 
 def known_costs(out: Path) -> dict[str, dict[str, Any]]:
@@ -356,7 +352,7 @@ def rounded_in_training(
     return small
 
 
-def table_of(search: Search, costs: dict[str, Cost], rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def table_of(costs: dict[str, Cost], rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A row for each student that was trained, the best first."""
     frame = pd.DataFrame([{**row, **asdict(costs[row["name"]])} for row in rows])
     frame["front"] = front(frame, [*Cost.__annotations__, "held_out"])

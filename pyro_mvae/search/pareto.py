@@ -61,20 +61,7 @@ def page(table: pd.DataFrame, budget: Budget) -> str:
 
 def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people."""
-    columns = [
-        "name",
-        "kb",
-        "macs",
-        "latency_us",
-        "epochs",
-        "rounded",
-        "held_out",
-        "nll",
-        "nll_loss",
-        "front",
-        "within",
-        "chosen",
-    ]
+    columns = ["name", *AXES, "epochs", "rounded", "held_out", "nll", "nll_loss", "front", "within", "chosen"]
 
     def cell(value: object) -> str:
         if isinstance(value, bool | np.bool_):
