@@ -17,6 +17,7 @@ import pandas as pd
 from pyro_mvae import evaluate
 from pyro_mvae._version import __version__
 from pyro_mvae.atomic import write_text
+from pyro_mvae.claimed import claim
 from pyro_mvae.costs import costs_of, deploy, deployed, known_costs, write_costs
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
@@ -24,7 +25,8 @@ from pyro_mvae.evaluate import Measurement
 from pyro_mvae.evaluate.judge import JUDGE, Classifier
 from pyro_mvae.evaluate.latents import most_labels
 from pyro_mvae.failures import reported
-from pyro_mvae.inference.asvi import Interrupted
+from pyro_mvae.inference.asvi import Interrupted, check_settings
+from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.inference.penalties import Invariant, Penalty
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
@@ -56,10 +58,11 @@ class Settings:
     num_generated: int = 10_000
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "batch_size", "lr", "latent_dim", "nll_samples", "num_generated"):
+        above(self.lr, "lr")
+        for name in ("seeds", "epochs", "batch_size", "latent_dim", "nll_samples", "num_generated"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}, expected more than 0")
+            if value is not None:
+                count(value, name)
         for name in self.models:
             model_class(name)
 
@@ -82,7 +85,8 @@ def chosen(models: str) -> tuple[str, ...]:
         >>> chosen("vae, mvae")
         ('vae', 'mvae')
     """
-    names = tuple(PAPER) if models == "all" else tuple(filter(None, (name.strip().lower() for name in models.split(","))))
+    names = tuple(dict.fromkeys(filter(None, (name.strip().lower() for name in models.split(",")))))
+    names = tuple(PAPER) if "all" in names else names
     if not names:
         raise ValueError(f"models are {models!r}, expected names with commas between, such as vae,mvae, or all")
     for name in names:
@@ -128,13 +132,15 @@ def compare(
         ValueError: for settings that can't be, or a folder that holds another comparison.
         Interrupted: after Ctrl-C; the same call goes on.
     """
-    if processes < 1:
-        raise ValueError(f"processes is {processes}, expected 1 or more")
+    count(processes, "processes")
     settings = Settings(data, chosen(models), seeds, epochs, size, batch_size, lr, latent_dim, nll_samples, num_generated)
     out = Path(out)
     images = load_data(settings.data, size=settings.size, progress=progress)
     settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train)) // 2)
-    claim(out, settings)
+    check_models(settings, images)
+    claim(out / SETTINGS, asdict(settings), what="comparison", free=("models", "seeds"))
+    for folder in ("results", "checkpoints"):
+        (out / folder).mkdir(exist_ok=True)
     failures = measure_all(settings, images, out, processes=processes, progress=progress)
     firsts = {name: seed for name in settings.models if (seed := first_seed(settings, name, out)) is not None}
     trained: dict[str, VAE] = {}
@@ -156,23 +162,17 @@ def compare(
     return Comparison(table, failures)
 
 
-def claim(out: Path, settings: Settings) -> None:
-    """Make the folder this comparison's; ValueError when it is another's."""
-    path = out / SETTINGS
-    wanted = json.loads(json.dumps(asdict(settings)))
-    if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        for name in held.keys() | wanted.keys():
-            if name not in ("models", "seeds") and held.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"{out} holds a comparison with {name}={held.get(name)}, not {wanted.get(name)}: give another --out"
-                )
-    elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty and holds no comparison: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    for folder in ("results", "checkpoints"):
-        (out / folder).mkdir(exist_ok=True)
-    write_text(path, json.dumps(wanted, indent=2) + "\n")
+def check_models(settings: Settings, data: Data) -> None:
+    """Raise what no model could be made or trained for; where only some can't be, that is reported in their turn."""
+    refused: list[Exception] = []
+    for name in settings.models:
+        try:
+            how = {"epochs": settings.epochs, "batch_size": settings.batch_size, "lr": settings.lr}
+            check_settings(made(settings, name, 0, data), data.train.images, seed=0, **how)
+        except Exception as error:
+            refused.append(error)
+    if len(refused) == len(settings.models):
+        raise refused[0]
 
 
 def made(settings: Settings, name: str, seed: int, data: Data) -> VAE:
@@ -278,8 +278,8 @@ def measure(
         found.append(evaluate.kid(model, data.test.images, num_images=min(settings.num_generated, 1000), seed=seed))
     if judge is not None:
         found += [evaluate.clustering_accuracy(model, data.train, data.test, seed=seed)]
-        counts = [count for count in (100, 600, 1000) if count <= most_labels(data.train)]
-        found += [evaluate.knn_accuracy(model, data.train, data.test, num_labels=count) for count in counts]
+        counts = [number for number in (100, 600, 1000) if number <= most_labels(data.train)]
+        found += [evaluate.knn_accuracy(model, data.train, data.test, num_labels=number) for number in counts]
         found += [evaluate.probe_accuracy(model, data.train, data.test)]
         found += evaluate.generation_accuracy(model, data.train, data.test, judge, num_images=settings.num_generated, seed=seed)
     about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
@@ -299,19 +299,29 @@ def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
     for seed in range(seeds):
         path = result_path(out, name, seed)
         if path.exists():
-            for entry in json.loads(path.read_text(encoding="utf-8"))["measurements"]:
+            for entry in read_result(path)["measurements"]:
                 values.setdefault(entry["name"], []).append(entry["value"])
     return values
 
 
-def number_of(count: int | None, thing: str) -> str:
+def read_result(path: Path) -> dict[str, Any]:
+    """What a result file holds; ValueError for one that is damaged."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        assert {"name", "value"} <= set().union(*held["measurements"])
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f"{path} is damaged: remove it, and the model is measured again") from error
+    return held
+
+
+def number_of(number: int | None, thing: str) -> str:
     """A number of things, in words.
 
     Example:
         >>> number_of(1, "seed"), number_of(3, "seed")
         ('1 seed', '3 seeds')
     """
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def facts_of(settings: Settings, data: Data, failures: Mapping[str, str], *, judged: AbstractSet[float]) -> dict[str, str]:

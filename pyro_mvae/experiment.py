@@ -17,9 +17,11 @@ import pandas as pd
 from pyro_mvae import plots
 from pyro_mvae._version import __version__
 from pyro_mvae.atomic import atomic, write_text
+from pyro_mvae.claimed import claim
 from pyro_mvae.data import Data, load_data, matching
 from pyro_mvae.data.progress import Track, untracked
-from pyro_mvae.inference.asvi import Interrupted, negative_bound
+from pyro_mvae.inference.asvi import Interrupted, check_settings, negative_bound
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import model_class
 from pyro_mvae.report import PAGE, environment, html_picture, html_table
@@ -28,6 +30,7 @@ from pyro_mvae.train import initialized
 
 COLUMNS = ("epoch", "loss", "kl", "likelihood")
 EVERY = 100
+SETTINGS = "experiments.json"
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,18 @@ def experiment(
     """
     if not prompts:
         raise ValueError("there is no prompt, expected one or more")
-    for name, value in {"epochs": epochs, "processes": processes}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected 1 or more")
+    count(processes, "processes")
     if len({slug(prompt) for prompt in prompts}) < len(prompts):
         raise ValueError(f"prompts are {', '.join(prompts)}, expected ones of different words: each has a folder of its own")
-    model_class(model)
+    kind = model_class(model)
     out, images = Path(out), load_data(data, size=size, seed=seed, progress=progress)
     chosen = {prompt: matching(images, prompt) for prompt in prompts}
     how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "latent_dim": latent_dim}
     how |= {"data": data, "size": size, "seed": seed}
+    for some in chosen.values():
+        vae = initialized(kind, some, latent_dim=latent_dim, seed=seed)
+        check_settings(vae, some.train.images, epochs=epochs, batch_size=batch_size, seed=seed, lr=lr)
+    claim(out / SETTINGS, how, what="set of experiments")
     if min(processes, len(chosen)) == 1:
         done = [run(prompt, some, out / slug(prompt), how, progress=progress) for prompt, some in chosen.items()]
     else:
@@ -134,8 +139,6 @@ def run(prompt: str, data: Data, folder: Path, how: dict[str, Any], *, progress:
     about: dict[str, Any] = {"prompt": prompt, "how": how, "seconds": 0.0, "num_images": len(data.train)}
     if settings.exists():
         about = json.loads(settings.read_text(encoding="utf-8"))
-    if about["how"] != how:
-        raise ValueError(f"{folder} holds an experiment with other settings: give another --out")
     vae = initialized(model_class(how["model"]), data, latent_dim=how["latent_dim"], seed=how["seed"])
     begun, known = time.perf_counter(), path.exists()
     try:
@@ -200,7 +203,8 @@ def run_times(done: Sequence[Experiment]) -> pd.DataFrame:
 def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows, numbers to two places."""
     rows = [
-        [f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row] for row in table.to_numpy(dtype=object)
+        ["–" if pd.isna(value) else f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row]
+        for row in table.to_numpy(dtype=object)
     ]
     return [str(name) for name in table.columns], rows
 

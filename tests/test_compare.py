@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import struct
 import sys
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 
 import pyro_mvae
 from pyro_mvae import VAE, cli, costs
-from pyro_mvae.compare import KID_PACKAGES
+from pyro_mvae.compare import KID_PACKAGES, chosen, gathered
 from tests.evaluate.test_measures import stripes
 
 SMALL = {"epochs": 1, "seeds": 2, "batch_size": 20, "nll_samples": 2, "num_generated": 40, "latent_dim": 4}
@@ -159,6 +160,12 @@ def test_a_folder_of_something_else_is_refused(compared, folder, tmp_path):
         pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=tmp_path, **SMALL)
     with pytest.raises(ValueError, match="did you mean 'mvae'"):
         pyro_mvae.compare(models="vae,mvea")
+    for wrong in ({"lr": -1.0}, {"lr": math.inf}, {"batch_size": 1}, {"latent_dim": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=tmp_path / "new", **{**SMALL, **wrong})
+    assert not (tmp_path / "new").exists()
+    assert chosen("vae,mvae, vae") == ("vae", "mvae")
+    assert chosen("all,vae") == chosen("all")
     with pytest.raises(ValueError, match="seeds is 0"):
         pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=tmp_path / "new", **{**SMALL, "seeds": 0})
 
@@ -177,3 +184,12 @@ def test_data_without_labels_have_no_accuracies(tmp_path):
     assert "clustering %" not in table
     assert "| NLL, nats |" in table
     assert ("| KID |" in table) == all(map(find_spec, KID_PACKAGES))  # a folder's pictures are in colour
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"measurements": [{"name": "NLL"}]}'])
+def test_a_damaged_result_is_named(tmp_path, content):
+    path = tmp_path / "results/vae-0.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"vae-0.json is damaged: remove it"):
+        gathered(tmp_path, "vae", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -78,5 +79,20 @@ def test_a_prompt_that_is_done_is_not_run_again(done):
     assert model.stat().st_mtime_ns == before
     assert json.loads((out / "clock/experiment.json").read_text())["seconds"] == experiments[1].seconds
     assert pd.read_csv(out / "average.csv")["prompt"].tolist() == ["clock", "face"]
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="holds a set of experiments with epochs=3, not 4"):
         pyro_mvae.experiment(["clock"], out=out, **{**SMALL, "epochs": 4})
+
+
+@pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"lr": math.inf}, {"batch_size": 1}, {"latent_dim": 0}, {"epochs": 0}])
+def test_settings_that_cannot_be_leave_nothing_behind(tmp_path, wrong):
+    with pytest.raises(ValueError, match=str(next(iter(wrong)))):
+        pyro_mvae.experiment(["clock"], out=tmp_path / "out", **{**SMALL, **wrong})
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and holds no set of experiments"):
+        pyro_mvae.experiment(["clock"], out=tmp_path, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "mine"

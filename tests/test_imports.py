@@ -21,7 +21,7 @@ LAYERS = [
     {"models"},
     {"likelihoods"},
     {"nets", "data", "distributions"},
-    {"failures"},
+    {"failures", "claimed"},
     {"atomic", "side_by_side", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

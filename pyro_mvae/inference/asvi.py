@@ -134,14 +134,7 @@ def fit(
     if not isinstance(data, Data | Tensor):
         raise ValueError(f"data is a {type(data).__name__}, expected a Data, see load_data, or a tensor of images, uint8")
     images, binarization = (data.train.images, data.binarization) if isinstance(data, Data) else (data, "none")
-    check_model(model, images)
-    for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
-        count(value, name)
-    for name, value in {"lr": lr, "guide_lr": guide_lr, "clip": clip}.items():
-        if value is not None:
-            above(value, name)
-    count(seed, "seed", 0)
-    check_images(images, model, batch_size=batch_size)
+    check_settings(model, images, epochs=epochs, batch_size=batch_size, seed=seed, lr=lr, guide_lr=guide_lr, clip=clip)
     for name, values in {"penalties": penalties, "controllers": controllers, "callbacks": callbacks}.items():
         if not isinstance(values, Sequence):
             raise ValueError(f"{name} is {values!r}, expected a list of them, () for none")
@@ -292,6 +285,22 @@ def stop(run: Run) -> None:
 def named(value: object) -> str:
     """What a checkpoint says of a value, to know it again: its `repr`, or its class's name where it has none of its own."""
     return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else repr(value)
+
+
+def check_settings(model: Any, images: Tensor, *, epochs: int, batch_size: int, seed: int, **rates: float | None) -> None:
+    """Raise a ValueError for what `fit` would not begin with; for whoever wants to know before a folder is made.
+
+    Args:
+        rates: `lr` and others that have to be above 0, or None.
+    """
+    check_model(model, images)
+    for name, value in {"epochs": epochs, "batch_size": batch_size}.items():
+        count(value, name)
+    for name, value in rates.items():
+        if value is not None:
+            above(value, name)
+    count(seed, "seed", 0)
+    check_images(images, model, batch_size=batch_size)
 
 
 def check_model(model: Any, images: Tensor) -> None:
