@@ -21,7 +21,6 @@ from pyro_mvae.claimed import claim
 from pyro_mvae.costs import costs_of, deploy, deployed, known_costs, write_costs
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
-from pyro_mvae.evaluate import Measurement
 from pyro_mvae.evaluate.judge import JUDGE, Classifier
 from pyro_mvae.evaluate.latents import most_labels
 from pyro_mvae.failures import reported
@@ -270,8 +269,7 @@ def measure(
     nll = evaluate.negative_log_likelihood(
         model, data.test.images, num_samples=settings.nll_samples, binarization=data.binarization, progress=progress
     )
-    protocol = f"binarisation {nll.binarization}, {number_of(nll.num_samples, 'importance sample')}, all test images"
-    found = [Measurement("NLL", nll.nats, "nats", protocol, nll.num_images, num_samples=nll.num_samples)]
+    found = [nll.measurement()]
     found += evaluate.rate_distortion(model, data.test.images, binarization=data.binarization)
     found += [evaluate.active_units(model, data.test.images), *evaluate.reconstruction(model, data.test.images)]
     if data.shape[0] == 3 and all(map(find_spec, KID_PACKAGES)):

@@ -166,6 +166,14 @@ def test_ctrl_c_leaves_a_build_that_resumes(tmp_path):
     assert state.exists()
 
 
+def test_ctrl_c_anywhere_else_says_so_in_a_line(monkeypatch, tmp_path):
+    def stopped(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyro_mvae.experiment.load_data", stopped)
+    assert run("experiment", "--prompt", "clock", "--out", tmp_path / "out", code=130).stderr == "error: interrupted\n"
+
+
 def test_a_verb_that_is_none():
     assert "'buld'" in mistake("buld")
     assert "--against" in mistake("verify", "x.pte")

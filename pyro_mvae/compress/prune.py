@@ -18,6 +18,7 @@ from pyro_mvae.likelihoods import Weights, last_layer
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vae import ACTIVE
 from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules
+from pyro_mvae.nets.modes import evaluating
 
 SCOPES = ("layer", "global")
 MOST = 0.9
@@ -163,11 +164,9 @@ def convolutions(net: nn.Module) -> dict[str, Any]:
 
 def differentiate(model: VAE, images: Tensor) -> None:
     """Give each parameter the gradient of the loss on images, in evaluation mode."""
-    was_training = model.training
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), evaluating(model):
         torch.manual_seed(0)
-        Objective(model.eval())(scaled(images[:SEEN]))["loss"].backward()
-    model.train(was_training)
+        Objective(model)(scaled(images[:SEEN]))["loss"].backward()
 
 
 def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[int]]:
@@ -175,19 +174,18 @@ def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[
     layers, outputs, shapes = convolutions(net), output_layers(net), output_shapes(net, example)
     if by.importance == "bn_scale" and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
         raise ValueError("importance is 'bn_scale', and a net has no batch normalisation: choose 'magnitude'")
-    was_training = net.training
-    targets = shared(layers, outputs, by) if by.scope == "layer" else ranked(net.eval(), example, layers, outputs, by)
-    # a hair above the share itself: torch-pruning rounds the number of channels kept down
-    shares = {layer: max(1 - (targets[name] + 0.01) / layer.out_channels, 0.0) for name, layer in layers.items()}
-    pruner = tp.pruner.BasePruner(
-        net.eval(),
-        torch.cat([example, example]),
-        importance=IMPORTANCES[by.importance](),
-        pruning_ratio_dict=shares,  # pyright: ignore[reportArgumentType]
-        ignored_layers=[layers[name] for name in outputs],
-    )
-    kept = removed(pruner.step(interactive=True) or (), pruner.DG, layers)
-    net.train(was_training)
+    with evaluating(net):
+        targets = shared(layers, outputs, by) if by.scope == "layer" else ranked(net, example, layers, outputs, by)
+        # a hair above the share itself: torch-pruning rounds the number of channels kept down
+        shares = {layer: max(1 - (targets[name] + 0.01) / layer.out_channels, 0.0) for name, layer in layers.items()}
+        pruner = tp.pruner.BasePruner(
+            net,
+            torch.cat([example, example]),
+            importance=IMPORTANCES[by.importance](),
+            pruning_ratio_dict=shares,  # pyright: ignore[reportArgumentType]
+            ignored_layers=[layers[name] for name in outputs],
+        )
+        kept = removed(pruner.step(interactive=True) or (), pruner.DG, layers)
     check_layers({name: layer.out_channels for name, layer in layers.items()}, targets, ratio=by.ratio)
     if output_shapes(net, example) != shapes:
         raise ValueError("the pruned net does not compute any more: its channels are tied to its input's, which can't be pruned")
@@ -263,13 +261,11 @@ def check_layers(after: Mapping[str, int], targets: Mapping[str, int], *, ratio:
 @torch.no_grad()
 def output_shapes(net: nn.Module, example: Tensor) -> list[torch.Size] | None:
     """Shapes of a net's outputs in evaluation mode; None when it can't compute."""
-    was_training = net.training
     try:
-        outputs = net.eval()(example)
+        with evaluating(net):
+            outputs = net(example)
     except RuntimeError:
         return None
-    finally:
-        net.train(was_training)
     return [output.shape for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,8 +82,11 @@ def shown(images: Tensor, *, binarization: str = "none", seed: int = 0) -> Tenso
         tensor([[[[0., 1.]]]])
     """
     require_binarization(binarization)
+    require_tensor(images)
     if not len(images):
         raise ValueError("there are no images, expected 1 or more")
+    if images.is_floating_point() and not 0 <= images.amin() <= images.amax() <= 1:
+        raise ValueError("images of floating point are not in [0, 1]: divide them by 255, or give uint8")
     if binarization == "dynamic":
         return binarize(images, seed=seed)
     return images if images.is_floating_point() else images.float() / 255
@@ -132,6 +136,12 @@ def scaled(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def require_bytes(images: Tensor) -> None:
+def require_tensor(images: Any) -> None:
+    if not isinstance(images, Tensor):
+        raise ValueError(f"expected images as a tensor, got a {type(images).__name__}: torch.as_tensor makes one of an array")
+
+
+def require_bytes(images: Any) -> None:
+    require_tensor(images)
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}, expected torch.uint8 with values 0 to 255")

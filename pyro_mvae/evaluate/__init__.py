@@ -10,7 +10,7 @@ from pyro_mvae.evaluate.latents import (
     probe_accuracy,
     rate_distortion,
 )
-from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
+from pyro_mvae.evaluate.likelihood import NLL, iwae_bound, negative_log_likelihood
 from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.evaluate.pictures import psnr, reconstruction, ssim
 
@@ -21,6 +21,7 @@ __all__ = [
     "clustering_accuracy",
     "code_sparsity",
     "generation_accuracy",
+    "iwae_bound",
     "kid",
     "knn_accuracy",
     "negative_log_likelihood",

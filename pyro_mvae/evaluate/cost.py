@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vq_vae import Codebook
+from pyro_mvae.nets.modes import evaluating
 from pyro_mvae.nets.quantized import QuantizedConv
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, QuantizedConv)
@@ -51,13 +52,11 @@ def macs_of(net: nn.Module, example: Tensor) -> int:
         assert isinstance(weight, Tensor)
         counted.append(weight.numel() * places[0, 0].numel() if places.ndim == 4 else weight.numel())
 
-    was_training = net.training
-    with ExitStack() as stack:
-        for layer in net.eval().modules():
+    with evaluating(net), ExitStack() as stack:
+        for layer in net.modules():
             if isinstance(layer, LAYERS):
                 stack.callback(layer.register_forward_hook(count).remove)
         net(example)
-    net.train(was_training)
     return sum(counted)
 
 

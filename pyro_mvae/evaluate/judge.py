@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_mvae.data import Split
-from pyro_mvae.data.batches import scaled
+from pyro_mvae.data.batches import require_tensor, scaled
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.latents import assigned, labels_of, matched
 from pyro_mvae.evaluate.measurement import Measurement
+from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vae import codes
+from pyro_mvae.nets.modes import evaluating
 
 JUDGE = "judge accuracy"
 CAS_STEPS = 300
@@ -62,10 +64,15 @@ def train_classifier(
     Raises:
         ValueError: when there is not one label, from 0 on, for each image.
     """
-    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.min() < 0:
+    require_tensor(images)
+    if not isinstance(labels, Tensor) or not len(labels) or labels.shape != images.shape[:1] or labels.min() < 0:
         given = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"expected {len(images)} labels, from 0 on, one for each image, got {given}")
-    steps = steps or min(max(15 * len(images) // batch_size, 150), 1000)
+    count(batch_size, "batch_size")
+    above(lr, "lr")
+    if steps is None:
+        steps = min(max(15 * len(images) // batch_size, 150), 1000)
+    count(steps, "steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         shape = (images.shape[1], images.shape[2], images.shape[3])
@@ -107,9 +114,7 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
     labels = labels_of(train)
     wanted = np.unique(labels)
     each = -(-num_images // len(wanted))
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), evaluating(model):
         torch.manual_seed(seed)
         if model.num_clusters is not None:
             found = matched(assigned(model, train.images), labels, num_clusters=model.num_clusters)
@@ -125,7 +130,6 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
             of_label = [z[torch.as_tensor(labels == label)] for label in wanted]
             pictures = [model.decode(model.draw_like(some, each)) for some in of_label]
             how = f"decoded from codes drawn like those of the label's training images, {model.likeness}"
-    model.train(was_training)
     return torch.cat(pictures).cpu(), torch.as_tensor(wanted).repeat_interleave(each), how
 
 
@@ -150,8 +154,7 @@ def generation_accuracy(
     Source: Ravuri and Vinyals, Classification Accuracy Score for Conditional Generative Models, 2019.
     """
     wanted = torch.as_tensor(labels_of(test))
-    if num_images < 1:
-        raise ValueError(f"num_images is {num_images}, expected 1 or more")
+    count(num_images, "num_images")
     pictures, labels, how = generated(model, train, num_images=num_images, seed=seed)
     real = accuracy(judge, test.images, wanted)
     read = Measurement(

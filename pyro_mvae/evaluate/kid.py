@@ -10,7 +10,9 @@ from torch import Tensor
 
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.modes import evaluating
 
 NAME = "KID (EfficientNet-Lite0)"
 SIDE = 224
@@ -24,9 +26,10 @@ def kid(
     num_images: int = 1000,
     repeats: int = 3,
     seed: int = 0,
+    split: str = "test",
     features: Features | None = None,
 ) -> Measurement:
-    """The kernel distance between pictures drawn from a model and test images, times 1000: 0 when they are alike.
+    """The kernel distance between pictures drawn from a model and real ones, times 1000: 0 when they are alike.
 
     The squared maximum mean discrepancy, without bias (it may come out below 0), under the kernel (f·f′ / d + 1)³ of `d`
     features; Fréchet distances, which compare a covariance, are biased by hundreds at such numbers of images. It is comparable
@@ -36,10 +39,11 @@ def kid(
         images: uint8, (n, C, H, W), the real ones.
         num_images: how many pictures are drawn, and how many of the images are used at most.
         repeats: how often pictures are drawn anew.
+        split: which images are the real ones, for the record.
         features: pictures in [0, 1] → (n, d); those of EfficientNet-Lite0 unless told, see `efficientnet_features`.
 
     Raises:
-        ValueError: for fewer than two images, some that are not uint8, or when the net that gives the features is not installed.
+        ValueError: for fewer than two images, some of another shape or not uint8, or when the net of the features is not here.
 
     Source: Bińkowski et al., Demystifying MMD GANs, 2018.
 
@@ -49,23 +53,23 @@ def kid(
         >>> kid(VAE((3, 8, 8), likelihood="logistic"), images, num_images=8, features=lambda x: x.flatten(1)).name
         'KID'
     """
+    model.check_bytes(images)
+    count(repeats, "repeats")
     if min(len(images), num_images) < 2:
         raise ValueError(f"there are {len(images)} images and num_images is {num_images}, expected 2 or more of each")
     name = NAME if features is None else "KID"
     features = features or efficientnet_features()
     real = embedded(scaled(images[:num_images]), features)
-    was_training = model.training
-    model.eval()
     values = []
     for repeat in range(repeats):
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(model):
             torch.manual_seed(seed + repeat)
             drawn = torch.cat([model.generate(len(part)).cpu() for part in torch.arange(num_images).split(100)])
         values.append(1000 * float(discrepancy(real, embedded(drawn, features))))
-    model.train(was_training)
-    protocol = f"squared MMD × 1000 under (f·f′/d + 1)³ between {num_images} pictures drawn and {len(real)} test images"
+    protocol = f"squared MMD × 1000 under (f·f′/d + 1)³ between {num_images} pictures drawn and {len(real)} real ones"
     seeds = tuple(range(seed, seed + repeats))
-    return over_repeats(values, name=name, unit="", protocol=protocol, num_images=len(real), num_samples=num_images, seeds=seeds)
+    about = {"protocol": protocol, "num_images": len(real), "num_samples": num_images, "seeds": seeds, "split": split}
+    return over_repeats(values, name=name, unit="", **about)
 
 
 def discrepancy(a: Tensor, b: Tensor) -> Tensor:

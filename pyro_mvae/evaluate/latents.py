@@ -16,9 +16,11 @@ from torch import Tensor
 from pyro_mvae.data import Split, shown
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vae import ACTIVE, codes
+from pyro_mvae.nets.modes import evaluating
 
 NEIGHBOURS = 5
 CODES = "codes are those of images as they are, not binarised"
@@ -28,22 +30,29 @@ def labels_of(split: Split) -> np.ndarray:
     """The labels of a split; ValueError when it has none."""
     if split.labels is None:
         raise ValueError("the data have no labels: accuracy can be measured on digits and mnist:DIR")
+    if not len(split.labels):
+        raise ValueError("there are no images, expected 1 or more with their labels")
     return split.labels.numpy()
 
 
-def active_units(model: VAE, images: Tensor) -> Measurement:
+def active_units(model: VAE, images: Tensor, *, split: str = "test") -> Measurement:
     """The number of dimensions whose posterior mean varies between images by more than 0.01.
 
+    Args:
+        images: uint8, (n, C, H, W).
+        split: which they are, for the record.
+
     Raises:
-        ValueError: for fewer than two images.
+        ValueError: for fewer than two images, some of another shape or not uint8.
 
     Source: Burda, Grosse and Salakhutdinov, 2016.
     """
+    model.check_bytes(images)
     if len(images) < 2:
         raise ValueError(f"there are {len(images)} images, expected 2 or more: what is measured is how codes vary between them")
     found = int((codes(model, images).var(0) > ACTIVE).sum())
     protocol = f"variance of the posterior mean above {ACTIVE}, of {model.latent_dim} dimensions; {CODES}"
-    return Measurement("active units", float(found), "dimensions", protocol, len(images))
+    return Measurement("active units", float(found), "dimensions", protocol, len(images), split=split)
 
 
 def code_sparsity(model: VAE, train: Split, test: Split, *, step: float = 0.25) -> tuple[Measurement, Measurement]:
@@ -80,16 +89,16 @@ def code_sparsity(model: VAE, train: Split, test: Split, *, step: float = 0.25) 
 
 @torch.no_grad()
 def rate_distortion(
-    model: VAE, images: Tensor, *, binarization: str = "none", seeds: Sequence[int] = (0,), chunk: int = 500
+    model: VAE, images: Tensor, *, binarization: str = "none", seeds: Sequence[int] = (0,), split: str = "test", chunk: int = 500
 ) -> tuple[Measurement, Measurement]:
     """The rate, KL(q(z|x) ‖ p(z)) and that of θ′, and the distortion, −E_q[log p(x|z)], in nats per image; their sum is −ELBO."""
-    was_training, rates, distortions = model.training, [], []
-    objective = Objective(model.eval())
+    count(chunk, "chunk")
+    objective, rates, distortions = Objective(model), [], []
     device = next(model.parameters()).device
     for seed in seeds:
         xs = shown(images, binarization=binarization, seed=seed)
         rate = distortion = 0.0
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), evaluating(model):
             torch.manual_seed(seed)
             for x in xs.split(chunk):
                 terms = objective(x.to(device))
@@ -97,8 +106,8 @@ def rate_distortion(
                 distortion += float(terms["likelihood"]) * len(x)
         rates.append(rate / len(images))
         distortions.append(distortion / len(images))
-    model.train(was_training)
     about = {"unit": "nats", "protocol": f"binarisation {binarization}", "num_images": len(images), "seeds": tuple(seeds)}
+    about |= {"split": split}
     return over_repeats(rates, name="rate", **about), over_repeats(distortions, name="distortion", **about)
 
 
@@ -149,10 +158,10 @@ def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0)
 @torch.no_grad()
 def assigned(model: VAE, images: Tensor, *, chunk: int = 1000) -> np.ndarray:
     """The likeliest cluster of each image, of a model that has clusters."""
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    parts = [model.clusters(scaled(x.to(device))).argmax(-1) for x in images.split(chunk)]  # pyright: ignore[reportCallIssue]
-    model.train(was_training)
+    model.check_bytes(images)
+    device = next(model.parameters()).device
+    with evaluating(model):
+        parts = [model.clusters(scaled(x.to(device))).argmax(-1) for x in images.split(chunk)]  # pyright: ignore[reportCallIssue]
     return torch.cat(parts).cpu().numpy()
 
 

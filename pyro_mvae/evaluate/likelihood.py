@@ -6,7 +6,7 @@ import copy
 import math
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.data import shown
 from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.nets.conv import swift
 
@@ -35,7 +36,7 @@ class LatentVariableModel(Protocol):
 class NLL:
     """−log p(x) per image in nats, the mean over `seeds`, and how it was estimated: `num_samples` importance samples an image.
 
-    `sd` is the standard deviation between the seeds' estimates, None for a single one.
+    `sd` is the standard deviation between the seeds' estimates, None for a single one; `split` says which images they are.
     """
 
     nats: float
@@ -45,6 +46,18 @@ class NLL:
     sd: float | None = None
     seeds: tuple[int, ...] = (0,)
     binarization: str = "none"
+    split: str = "test"
+
+    @property
+    def protocol(self) -> str:
+        """How it was estimated, in words."""
+        samples = "1 importance sample" if self.num_samples == 1 else f"{self.num_samples} importance samples"
+        return f"binarisation {self.binarization}, {samples}"
+
+    def measurement(self) -> Measurement:
+        """The figure as the other measures give theirs, with its protocol."""
+        about = {"num_samples": self.num_samples, "seeds": self.seeds, "sd": self.sd, "split": self.split}
+        return Measurement("NLL", self.nats, "nats", self.protocol, self.num_images, **about)
 
 
 @torch.no_grad()
@@ -56,13 +69,14 @@ def negative_log_likelihood(
     binarization: str = "none",
     seed: int = 0,
     repeats: int = 1,
+    split: str = "test",
     chunk: int = 200,
     progress: Track = untracked,
     description: str = "Likelihood",
 ) -> NLL:
     """−log p(x) ≈ −log 1/K Σₖ p(x|zₖ) p(zₖ) / q(zₖ|x), zₖ ~ q(z|x): above the truth on average, closer with more samples.
 
-    Its negative is the IWAE bound of K samples, for K = 1 the ELBO. With a Bayesian likelihood θ′ is drawn and weighted alike:
+    Its negative is the `iwae_bound` of K samples, for K = 1 the ELBO. With a Bayesian likelihood θ′ is drawn and weighted alike:
     p(x|z, θ′) p(z) p(θ′) / (q(z|x) q(θ′|x)).
 
     Of a VQ-VAE, whose q(z|x) is one point, it is the bound −log p(x|z) p(z) itself, and K is 1.
@@ -74,6 +88,7 @@ def negative_log_likelihood(
         images: uint8, (n, C, H, W).
         num_samples: K.
         repeats: how often all is estimated anew, with `seed`, `seed` + 1, …
+        split: which images they are, for the record.
         chunk: how many codes are decoded at a time; few enough for a processor's caches.
 
     Raises:
@@ -104,7 +119,29 @@ def negative_log_likelihood(
             sums[each] -= float(log_evidence(model, x.to(device), num_samples, chunk=chunk).sum())
     nats = [total / len(images) for total in sums.values()]
     mean, sd = statistics.fmean(nats), statistics.stdev(nats) if repeats > 1 else None
-    return NLL(mean, len(images), num_samples, mean / math.log(2) / images[0].numel(), sd, seeds, binarization)
+    return NLL(mean, len(images), num_samples, mean / math.log(2) / images[0].numel(), sd, seeds, binarization, split)
+
+
+def iwae_bound(model: LatentVariableModel, images: Tensor, **how: Any) -> Measurement:
+    """The importance-weighted bound E[log 1/K Σₖ p(x, zₖ) / q(zₖ|x)] ≤ log p(x), in nats per image.
+
+    Args:
+        images: uint8, (n, C, H, W).
+        how: as `negative_log_likelihood`, whose negative it is; K is `num_samples`.
+
+    Raises:
+        ValueError: as `negative_log_likelihood`.
+
+    Source: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016.
+
+    Example:
+        >>> from pyro_mvae.models import VAE
+        >>> images = (torch.rand(4, 1, 8, 8) * 255).byte()
+        >>> iwae_bound(VAE((1, 8, 8), 4), images, num_samples=5, binarization="dynamic").name
+        'IWAE bound, K = 5'
+    """
+    nll = negative_log_likelihood(model, images, **how).measurement()
+    return replace(nll, name=f"IWAE bound, K = {nll.num_samples}", value=-nll.value)
 
 
 def seeded(images: Tensor, seeds: Iterable[int], *, batch: int, binarization: str) -> Iterator[tuple[int, Tensor]]:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.modes import evaluating
 
 WINDOW, SPREAD = 11, 1.5
 
@@ -68,27 +70,30 @@ def check_pair(a: Tensor, b: Tensor) -> None:
 
 
 @torch.no_grad()
-def reconstruction(model: VAE, images: Tensor, *, chunk: int = 500) -> tuple[Measurement, ...]:
-    """PSNR and SSIM of what a model makes of the posterior mean of test images against the grey or colour images themselves.
+def reconstruction(model: VAE, images: Tensor, *, split: str = "test", chunk: int = 500) -> tuple[Measurement, ...]:
+    """PSNR and SSIM of what a model makes of the posterior mean of images against the grey or colour images themselves.
 
     Images smaller than the window of SSIM have a PSNR alone.
 
+    Args:
+        images: uint8, (n, C, H, W).
+        split: which they are, for the record.
+
     Raises:
-        ValueError: for no images, or some that are not uint8.
+        ValueError: for no images, some of another shape, or some that are not uint8.
     """
-    if not len(images):
-        raise ValueError("there are no images to be reconstructed")
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
+    model.check_bytes(images)
+    count(chunk, "chunk")
+    device = next(model.parameters()).device
     found: dict[str, list[Tensor]] = {"PSNR": [], "SSIM": []}
-    for part in images.split(chunk):
-        x = scaled(part.to(device))
-        made = model.decode(model.encode(x))
-        found["PSNR"].append(psnr(made, x))
-        if min(x.shape[-2:]) >= WINDOW:
-            found["SSIM"].append(ssim(made, x))
-    model.train(was_training)
+    with evaluating(model):
+        for part in images.split(chunk):
+            x = scaled(part.to(device))
+            made = model.decode(model.encode(x))
+            found["PSNR"].append(psnr(made, x))
+            if min(x.shape[-2:]) >= WINDOW:
+                found["SSIM"].append(ssim(made, x))
     protocol = "picture of the posterior mean against the image, not binarised; mean over images"
     means = {name: float(torch.cat(parts).mean()) for name, parts in found.items() if parts}
     units = {"PSNR": "dB", "SSIM": ""}
-    return tuple(Measurement(name, value, units[name], protocol, len(images)) for name, value in means.items())
+    return tuple(Measurement(name, value, units[name], protocol, len(images), split=split) for name, value in means.items())

@@ -33,6 +33,7 @@ from pyro_mvae.inference.precision import PRECISIONS, require
 from pyro_mvae.inference.run import Run
 from pyro_mvae.inference.tracing import own_noise
 from pyro_mvae.inference.tuning import TEST_LOSS, Controller, OneCycle, check
+from pyro_mvae.nets.modes import evaluating
 
 KEPT = ("last", "best")
 
@@ -263,15 +264,14 @@ def negative_bound(model: nn.Module, images: Tensor, *, binarization: str = "non
 
     The noise and the binarisation follow from the seed.
     """
-    device, was_training = next(model.parameters()).device, model.training
+    count(chunk, "chunk")
+    device, objective, total = next(model.parameters()).device, Objective(model), 0.0
     xs = shown(images, binarization=binarization, seed=seed)
-    objective, total = Objective(model.eval()), 0.0
-    with own_noise():
+    with own_noise(), evaluating(model):
         torch.manual_seed(seed)
         for x in xs.split(chunk):
             terms = objective(x.to(device))
             total += sum(float(terms[name]) for name in ("likelihood", "kl", "theta_kl") if name in terms) * len(x)
-    model.train(was_training)
     return total / len(images)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,6 @@ class BetaVAE(VAE):
 
     def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, beta: float = 4.0, **more: Any):
         super().__init__(image_shape, latent_dim, **more)
-        if not beta >= 0:
-            raise ValueError(f"beta is {beta}, expected 0 or more")
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta is {beta}, expected a number, 0 or more")
         self.kl_weight = self.config["beta"] = float(beta)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.data import Data
 from pyro_mvae.models.vade import found_clusters
-from pyro_mvae.models.vae import VAE, checked_cluster, positive
+from pyro_mvae.models.vae import VAE, checked_cluster, whole
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import make_nets
 from pyro_mvae.nets.channels import keep_outputs
@@ -59,8 +59,12 @@ class GMVAE(VAE):
         **more: Any,
     ):
         super().__init__(image_shape, latent_dim, **more)
-        self.num_clusters, self.style_dim = positive(num_clusters, "num_clusters"), positive(style_dim, "style_dim")
-        self.config |= {"num_clusters": num_clusters, "style_dim": style_dim, "style_hidden": style_hidden}
+        self.num_clusters, self.style_dim = whole(num_clusters, "num_clusters"), whole(style_dim, "style_dim")
+        self.config |= {
+            "num_clusters": num_clusters,
+            "style_dim": style_dim,
+            "style_hidden": whole(style_hidden, "style_hidden"),
+        }
         sizes = {name: self.config[name] for name in ("widths", "hidden")}
         self.encoder_style, _ = make_nets(self.config["net"], self.image_shape, style_dim, **sizes)
         self.components = Components(style_dim, num_clusters, latent_dim, hidden=style_hidden)
@@ -135,7 +139,7 @@ class GMVAE(VAE):
 
     def generate(self, n: int, *, cluster: int | None = None) -> Tensor:
         """Pictures, of one cluster or of all; (n, C, H, W)."""
-        loc, scale = self.components(self.style_prior(n).sample())
+        loc, scale = self.components(self.style_prior(whole(n, "n", least=0)).sample())
         num_clusters = self.components.shape[0]
         some = torch.randint(num_clusters, (n,))
         y = some if cluster is None else torch.full_like(some, checked_cluster(cluster, num_clusters))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,12 +52,12 @@ class InfoVAE(VAE):
         **more: Any,
     ):
         super().__init__(image_shape, latent_dim, **more)
-        if not alpha <= 1 or not alpha + weight >= 1:
-            raise ValueError(f"alpha is {alpha} and weight {weight}, expected alpha of 1 at most, and 1 or more together")
+        if not alpha <= 1 or not 1 <= alpha + weight < math.inf:
+            raise ValueError(f"alpha is {alpha} and weight {weight}, expected alpha of 1 at most, and 1 or more together, finite")
         if kernel not in KERNELS:
             raise ValueError(f"kernel is {kernel!r}, expected one of: {', '.join(KERNELS)}")
-        if not bandwidths or not min(bandwidths) > 0:
-            raise ValueError(f"bandwidths are {tuple(bandwidths)}, expected one or more above 0")
+        if not isinstance(bandwidths, Sequence) or not bandwidths or not all(0 < width < math.inf for width in bandwidths):
+            raise ValueError(f"bandwidths are {bandwidths}, expected one or more numbers above 0, such as (1.0,)")
         self.kl_weight, self.mmd_weight = 1.0 - alpha, alpha + weight - 1.0
         self.kernel, self.bandwidths = kernel, tuple(bandwidths)
         self.config |= {"alpha": alpha, "weight": weight, "kernel": kernel, "bandwidths": list(bandwidths)}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_mvae.data import Data
 from pyro_mvae.models.mixture import Gaussians, Mixture, likeliest, of_clusters
 from pyro_mvae.models.neighbours import Reader, labelled, neighbourhoods
-from pyro_mvae.models.vae import VAE, checked_cluster, codes, positive, register_children
+from pyro_mvae.models.vae import VAE, checked_cluster, codes, register_children, whole
 
 
 class VaDE(VAE):
@@ -41,7 +41,7 @@ class VaDE(VAE):
     def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, num_clusters: int | None = 10, **more: Any):
         super().__init__(image_shape, latent_dim, **more)
         self.num_clusters = self.config["num_clusters"] = num_clusters
-        self.mixture = None if num_clusters is None else Mixture(positive(num_clusters, "num_clusters"), latent_dim)
+        self.mixture = None if num_clusters is None else Mixture(whole(num_clusters, "num_clusters"), latent_dim)
 
     def prior(self, n: int) -> TorchDistributionMixin:
         """p(z), y summed out, for n data."""
@@ -74,7 +74,7 @@ class VaDE(VAE):
             return super().generate(n)
         cluster = checked_cluster(cluster, self.clustered.loc.shape[0])
         loc, scale = self.clustered.loc[cluster], self.clustered.log_scale[cluster].exp()
-        return self.decode(loc + scale * torch.randn(n, self.latent_dim, device=loc.device))
+        return self.decode(loc + scale * torch.randn(whole(n, "n", least=0), self.latent_dim, device=loc.device))
 
     def initialize(
         self, data: Data | Tensor, *, fit: Callable[..., Any], start: str = "autoencoder", seed: int = 0, **how: Any
@@ -104,6 +104,7 @@ def found_clusters(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[.
         raise ValueError(f"start is {start!r}, expected one of: {', '.join(STARTS)}")
     images = data.train.images if isinstance(data, Data) else data
     assert vae.num_clusters is not None
+    vae.check_bytes(images)
     if len(images) < vae.num_clusters:
         raise ValueError(f"there are {len(images)} images, expected {vae.num_clusters} or more, one for each cluster")
     if start == "autoencoder":

@@ -12,13 +12,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from pyro_mvae.data.batches import scaled
+from pyro_mvae.data.batches import require_bytes, require_tensor, scaled
 from pyro_mvae.likelihoods import make_likelihood, make_theta
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import ConvEncoder, make_nets
 from pyro_mvae.nets.channels import keep_inputs
 from pyro_mvae.nets.conv import Heads
 from pyro_mvae.nets.kinds import usual_sizes
+from pyro_mvae.nets.modes import evaluating
 
 ACTIVE = 0.01
 """The variance over images above which a dimension of the code says something (Burda, Grosse and Salakhutdinov, 2016)."""
@@ -46,6 +47,8 @@ class VAE(nn.Module):
 
     Raises:
         ValueError: for a shape, size or likelihood that can't be.
+
+    Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014; θ′ is the paper's.
 
     To extend the guide or the prior, override one method: `posterior` or `prior`. Models whose prior has clusters say how many,
     `num_clusters`, find those of images, `clusters(x)`, and have a way to begin, `initialize(data, fit=…)`.
@@ -82,8 +85,8 @@ class VAE(nn.Module):
     ):
         super().__init__()
         self.image_shape = shape = checked_shape(image_shape)
-        self.latent_dim = positive(latent_dim, "latent_dim")
-        positive(theta_rank, "theta_rank")
+        self.latent_dim = whole(latent_dim, "latent_dim")
+        whole(theta_rank, "theta_rank")
         self.kl_weight = 1.0
         self.passes: tuple[str, ...] = ()
         usual = usual_sizes(net, shape)
@@ -183,10 +186,12 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z|x); (n, latent_dim)."""
         self.check(x)
+        self.check_lone(x.shape[0])
         return self.encoder(x)[0]
 
     def decode(self, z: Tensor) -> Tensor:
         """σ(η), the location of p(x|z), as a picture in [0, 1]; (n, latent_dim) → (n, C, H, W)."""
+        self.check_lone(z.shape[0])
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"expected codes of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
         return self.decoder(z).sigmoid()
@@ -198,7 +203,7 @@ class VAE(nn.Module):
         Over z ~ q(z|x), θ′ ~ q(θ′|x) and x ~ p(x|z, θ′), by the law of total variance.
         """
         self.check(x)
-        positive(num_samples, "num_samples")
+        whole(num_samples, "num_samples")
         posterior, means, variances = self.posterior(x), [], []
         theta_posterior = None if self.theta is None else self.theta_posterior(x)
         for _ in range(num_samples):
@@ -211,7 +216,7 @@ class VAE(nn.Module):
 
     def generate(self, n: int) -> Tensor:
         """Pictures, decoded from z drawn from the prior; (n, C, H, W)."""
-        return self.decode(self.prior(n).sample())
+        return self.decode(self.prior(whole(n, "n", least=0)).sample())
 
     def draw_like(self, z: Tensor, n: int) -> Tensor:
         """New codes, like those of some images, see `likeness`; (m, latent_dim) → (n, latent_dim)."""
@@ -252,23 +257,33 @@ class VAE(nn.Module):
 
     def check(self, x: Tensor) -> None:
         """Raise a ValueError for anything but a batch of this model's images."""
-        if not isinstance(x, Tensor):
-            raise ValueError(f"expected images as a tensor, got a {type(x).__name__}: torch.as_tensor makes one of an array")
+        require_tensor(x)
         if x.ndim != 4 or tuple(x.shape[1:]) != self.image_shape:
             shape = ", ".join(map(str, self.image_shape))
             raise ValueError(f"expected images of shape (n, {shape}), got {tuple(x.shape)}: reshape or resize them")
         if not x.is_floating_point():
             raise ValueError(f"expected images in [0, 1], of floating point, got {x.dtype}: divide them by 255")
 
+    def check_lone(self, n: int) -> None:
+        """Raise a ValueError for one image alone where it would be normalised by itself."""
+        if n == 1 and self.training and any(isinstance(layer, nn.BatchNorm2d) for layer in self.modules()):
+            raise ValueError("there is one image, and in training the model normalises by its batches: give 2, or call eval()")
+
+    def check_bytes(self, images: Any) -> None:
+        """Raise a ValueError for anything but images of this model's shape as data have them, uint8, one or more."""
+        require_bytes(images)
+        self.check(images[:1].float())
+        if not len(images):
+            raise ValueError("there are no images, expected 1 or more")
+
 
 @torch.no_grad()
 def codes(vae: VAE, images: Tensor, *, chunk: int = 1000) -> Tensor:
     """The means of q(z|x) of all images; (n, latent_dim)."""
-    was_training, device = vae.training, next(vae.parameters()).device
-    vae.eval()
-    found = torch.cat([vae.encode(scaled(x.to(device))) for x in images.split(chunk)])
-    vae.train(was_training)
-    return found
+    vae.check_bytes(images)
+    device = next(vae.parameters()).device
+    with evaluating(vae):
+        return torch.cat([vae.encode(scaled(x.to(device))) for x in images.split(chunk)])
 
 
 def register_children(parent: nn.Module, chosen: Callable[[str], bool]) -> None:
@@ -305,16 +320,16 @@ def checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 def checked_sizes(widths: Sequence[int], hidden: int) -> dict[str, Any]:
     """Sizes of nets, for `config`."""
-    return {"widths": [positive(n, "each of widths") for n in widths], "hidden": positive(hidden, "hidden")}
+    return {"widths": [whole(n, "each of widths") for n in widths], "hidden": whole(hidden, "hidden")}
 
 
 def checked_cluster(cluster: int, num_clusters: int) -> int:
-    if not 0 <= cluster < num_clusters:
-        raise ValueError(f"cluster is {cluster}, expected 0 to {num_clusters - 1}")
+    if not isinstance(cluster, Integral) or not 0 <= cluster < num_clusters:
+        raise ValueError(f"cluster is {cluster}, expected a whole number, 0 to {num_clusters - 1}")
     return cluster
 
 
-def positive(number: int, name: str) -> int:
-    if not isinstance(number, Integral) or number < 1:
-        raise ValueError(f"{name} is {number}, expected a whole number, 1 or more")
+def whole(number: int, name: str, *, least: int = 1) -> int:
+    if not isinstance(number, Integral) or number < least:
+        raise ValueError(f"{name} is {number}, expected a whole number, {least} or more")
     return int(number)

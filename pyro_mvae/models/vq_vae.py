@@ -15,11 +15,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mvae.data.batches import scaled
-from pyro_mvae.models.vae import VAE, checked_shape, checked_sizes, positive
+from pyro_mvae.models.vae import VAE, checked_shape, checked_sizes, whole
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets.causal import Causal
 from pyro_mvae.nets.grid import make_grid_nets
 from pyro_mvae.nets.kinds import usual_sizes
+from pyro_mvae.nets.modes import evaluating
 
 
 class VQVAE(VAE):
@@ -71,16 +72,16 @@ class VQVAE(VAE):
         hidden: int | None = None,
         **more: Any,
     ):
-        shape, dim = checked_shape(image_shape), positive(latent_dim, "latent_dim")
+        shape, dim = checked_shape(image_shape), whole(latent_dim, "latent_dim")
         usual = usual_sizes(net, shape)
         sizes: dict[str, Any] = checked_sizes(usual[0] if widths is None else widths, usual[1] if hidden is None else hidden)
-        encoder, decoder, num_places = make_grid_nets(net, shape, dim, **sizes, mlp_places=positive(places, "places"))
+        encoder, decoder, num_places = make_grid_nets(net, shape, dim, **sizes, mlp_places=whole(places, "places"))
         super().__init__(shape, dim, net=net, **sizes, encoder=encoder, decoder=decoder, **more)
         if not commitment >= 0:
             raise ValueError(f"commitment is {commitment}, expected 0 or more")
         self.config |= {"num_codes": num_codes, "commitment": commitment, "decay": decay, "places": places}
         self.commitment, self.latent_dim = commitment, dim * num_places
-        self.codebook = Codebook(positive(num_codes, "num_codes"), dim, decay=decay)
+        self.codebook = Codebook(whole(num_codes, "num_codes"), dim, decay=decay)
         self.code_prior = Causal(num_codes, num_places)
 
     def prior(self, n: int) -> TorchDistributionMixin:
@@ -137,11 +138,9 @@ class VQVAE(VAE):
     @torch.no_grad()
     def latent_activity(self, images: Tensor, *, chunk: int = 500) -> Tensor:
         """How often each code stands for a place of images, to the mean of all codes; (num_codes,)."""
-        was_training, num_codes = self.training, len(self.codebook.vectors)
-        device = self.codebook.vectors.device
-        self.eval()
-        chosen = torch.cat([self.encode_codes(scaled(x.to(device))).flatten() for x in images.split(chunk)])
-        self.train(was_training)
+        num_codes, device = len(self.codebook.vectors), self.codebook.vectors.device
+        with evaluating(self):
+            chosen = torch.cat([self.encode_codes(scaled(x.to(device))).flatten() for x in images.split(chunk)])
         return torch.bincount(chosen, minlength=num_codes) * (num_codes / len(chosen))
 
     def keep_latents(self, kept: Sequence[int]) -> None:

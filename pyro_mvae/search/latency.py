@@ -20,6 +20,7 @@ from pyro_mvae.evaluate.cost import latency
 from pyro_mvae.export.executorch import load_executorch, lowered
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS
+from pyro_mvae.nets.modes import evaluating
 from pyro_mvae.nets.quantized import as_integers, quantized
 from pyro_mvae.report import environment
 
@@ -84,14 +85,12 @@ def blocks(model: VAE) -> list[Block]:
         sizes = (layer.in_channels, layer.out_channels, kernel, stride, padding, layer.groups)
         found.append(Block(layer.transposed, *sizes, *inputs[0].shape[2:]))
 
-    was_training = model.training
-    with ExitStack() as stack:
-        for net, example in model.eval().deployable().values():
+    with evaluating(model), ExitStack() as stack:
+        for net, example in model.deployable().values():
             for layer in net.modules():
                 if isinstance(layer, CONVOLUTIONS):
                     stack.callback(layer.register_forward_hook(note).remove)
             net(example)
-    model.train(was_training)
     return found
 
 

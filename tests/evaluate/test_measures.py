@@ -18,6 +18,7 @@ from pyro_mvae.data import Split
 from pyro_mvae.evaluate import judge, latents, psnr, ssim
 from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.evaluate.likelihood import log_evidence, negative_log_likelihood
+from pyro_mvae.models.vae import codes
 from tests.catalog import MODELS, unchecked
 from tests.linear_gaussian import LinearGaussian, data
 
@@ -51,6 +52,78 @@ def test_the_best_map_is_that_of_brute_force(pairs):
     clusters, labels = (np.array(column) for column in zip(*pairs, strict=True))
     best = max(np.mean([to[c] == label for c, label in pairs]) for to in itertools.permutations(range(4)))
     assert latents.agreement(clusters, labels) == pytest.approx(best)
+
+
+def test_the_importance_weighted_bound_rises_from_the_elbo_to_the_evidence():
+    """More samples never lower it on average; a linear-Gaussian model tells the truth. Of fixed seeds: no chance."""
+    model, images = LinearGaussian(), data().sigmoid()
+    few, more = (evaluate.iwae_bound(model, images, num_samples=k, repeats=5) for k in (1, 50))
+    truth = float(model.log_evidence(images).mean().detach())
+    assert few.value < more.value <= truth + 3 * more.sd
+    assert (few.name, few.num_samples, few.split) == ("IWAE bound, K = 1", 1, "test")
+    nll = negative_log_likelihood(model, images, num_samples=50, repeats=5, split="train")
+    assert nll.nats == -more.value
+    assert nll.measurement().as_dict() | {"protocol": None} == {
+        **{"name": "NLL", "unit": "nats", "value": nll.nats, "sd": nll.sd, "num_images": len(images), "num_samples": 50},
+        **{"seeds": [0, 1, 2, 3, 4], "split": "train", "protocol": None},
+    }
+
+
+class Broken(VAE):
+    """One that fails in the middle of being measured."""
+
+    def encode(self, x):
+        raise RuntimeError("broken")
+
+    clusters = posterior = generate = encode
+
+
+def test_a_measure_that_fails_leaves_a_model_in_training_as_it_was(sets):
+    model, (train, test) = Broken((1, 16, 16), 4).train(), sets
+    for measure in (
+        lambda: evaluate.active_units(model, test.images),
+        lambda: evaluate.rate_distortion(model, test.images),
+        lambda: evaluate.reconstruction(model, test.images),
+        lambda: evaluate.kid(model, test.images, features=lambda x: x.flatten(1)),
+        lambda: judge.generated(model, train),
+    ):
+        with pytest.raises(RuntimeError, match="broken"):
+            measure()
+        assert model.training
+
+
+def test_images_that_cannot_be_measured_are_named(sets):
+    model, (train, test) = VAE((1, 16, 16), 4).train(), sets
+    measures = {
+        "active units": evaluate.active_units,
+        "rate": evaluate.rate_distortion,
+        "reconstruction": evaluate.reconstruction,
+        "NLL": evaluate.negative_log_likelihood,
+        "KID": lambda model, images: evaluate.kid(model, images, features=lambda x: x.flatten(1)),
+    }
+    wrong = {
+        r"got \(1|got \(n|got \(4|expected 1 or 3": test.images[:4, :, :8],
+        "torch.uint8|0, 1": test.images.float(),
+        "there are": test.images[:0],
+    }
+    for measure in measures.values():
+        for message, images in wrong.items():
+            with pytest.raises(ValueError, match=message):
+                measure(model, images)
+    for unhinted in (codes, evaluate.reconstruction, evaluate.active_units):
+        with pytest.raises(ValueError, match="expected images as a tensor, got a ndarray"):
+            unchecked(unhinted)(model, test.images.numpy())
+    for measure in (evaluate.rate_distortion, evaluate.reconstruction, evaluate.negative_log_likelihood):
+        with pytest.raises(ValueError, match="chunk is 0"):
+            measure(model, test.images, chunk=0)
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"steps is {steps}"):
+            evaluate.train_classifier(train.images, train.labels, steps=steps)
+    nothing = Split(test.images[:0], labels=test.labels[:0])
+    for train_on, test_on in ((train, nothing), (nothing, test)):
+        with pytest.raises(ValueError, match="there are no images"):
+            evaluate.knn_accuracy(model, train_on, test_on)
+    assert evaluate.active_units(model, train.images, split="train").split == "train"
 
 
 def test_more_clusters_than_labels_leave_some_without():

@@ -19,7 +19,7 @@ from pyro_mvae.models.mixture import Mixture, likeliest, of_clusters
 from pyro_mvae.models.vae import codes
 from pyro_mvae.models.vq_vae import Codebook
 from pyro_mvae.nets.causal import Causal
-from tests.catalog import MODELS
+from tests.catalog import MODELS, unchecked
 
 SHAPE = (1, 8, 8)
 SMALL = {"widths": (4,), "hidden": 8}
@@ -398,10 +398,14 @@ def test_the_commitment_of_a_vq_vae_by_hand():
     ("kind", "arguments", "message"),
     [
         (BetaVAE, {"beta": -1.0}, "beta is -1"),
+        (BetaVAE, {"beta": math.inf}, "beta is inf"),
+        (InfoVAE, {"weight": math.inf}, "weight inf"),
+        (InfoVAE, {"bandwidths": (1.0, math.nan)}, "one or more numbers above 0"),
+        (GMVAE, {"style_hidden": 0}, "style_hidden is 0"),
         (InfoVAE, {"alpha": 2.0}, "alpha is 2"),
         (InfoVAE, {"alpha": 0.0, "weight": 0.5}, "1 or more together"),
         (InfoVAE, {"kernel": "linear"}, "expected one of: rbf, imq"),
-        (InfoVAE, {"bandwidths": ()}, "one or more above 0"),
+        (InfoVAE, {"bandwidths": ()}, "one or more numbers above 0"),
         (VaDE, {"num_clusters": 0}, "num_clusters is 0"),
         (MVAE, {"num_clusters": 0}, "num_clusters is 0"),
         (GMVAE, {"style_dim": 0}, "style_dim is 0"),
@@ -417,3 +421,8 @@ def test_the_commitment_of_a_vq_vae_by_hand():
 def test_mistakes_are_explained(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(SHAPE, **arguments)
+
+
+def test_one_bandwidth_is_written_as_several_are():
+    with pytest.raises(ValueError, match=r"bandwidths are 1.0, expected one or more numbers above 0, such as \(1.0,\)"):
+        unchecked(InfoVAE.__init__)(InfoVAE.__new__(InfoVAE), SHAPE, bandwidths=1.0)

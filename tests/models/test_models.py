@@ -18,7 +18,7 @@ from pyro_mvae.evaluate.likelihood import log_evidence
 from pyro_mvae.inference import compile_gradients
 from pyro_mvae.likelihoods import Logistic
 from pyro_mvae.models import model_class
-from pyro_mvae.models.vae import checked_shape, positive
+from pyro_mvae.models.vae import checked_shape, whole
 from tests.catalog import BOUNDS, MODELS, SHAPES, unchecked
 
 KINDS = list(zip(SHAPES, ("bernoulli", "logistic"), strict=True))
@@ -161,8 +161,13 @@ def test_a_batch_of_one_and_a_wrong_shape(name):
         vae.predictive(x_for((1, 16, 16), 2), num_samples=0)
     with pytest.raises(ValueError, match=rf"\(n, {vae.latent_dim}\), got \(2, {vae.latent_dim + 1}\)"):
         vae.decode(torch.zeros(2, vae.latent_dim + 1))
+    with pytest.raises(ValueError, match="n is -1, expected a whole number, 0 or more"):
+        vae.generate(-1)
+    if any(isinstance(layer, nn.BatchNorm2d) for layer in vae.modules()):
+        with pytest.raises(ValueError, match=r"one image, and in training .* call eval\(\)"):
+            vae.train().generate(1)
     if vae.num_clusters is not None:
-        with pytest.raises(ValueError, match="cluster is 3, expected 0 to 2"):
+        with pytest.raises(ValueError, match="cluster is 3, expected a whole number, 0 to 2"):
             vae.generate(2, cluster=3)
 
 
@@ -216,7 +221,7 @@ def test_sizes_are_whole_numbers():
         with pytest.raises(ValueError, match="sides of 8 or more"):
             unchecked(checked_shape)(shape)
     with pytest.raises(ValueError, match=r"latent_dim is 2\.5, expected a whole number"):
-        unchecked(positive)(2.5, "latent_dim")
+        unchecked(whole)(2.5, "latent_dim")
 
 
 @pytest.mark.parametrize("latent_dim", [8, 16])

@@ -68,6 +68,9 @@ def test_a_start_from_neighbours_gives_each_cluster_codes_of_its_own(kind):
     assert ((loc > z.min(0).values - 1e-4) & (loc < z.max(0).values + 1e-4)).all()
     with pytest.raises(ValueError, match="expected one of: autoencoder, neighbours"):
         vae.initialize(images, fit=fit, start="labels")
+    for start in ("autoencoder", "neighbours"):
+        with pytest.raises(ValueError, match=r"expected images of shape \(n, 1, 16, 16\), got \(1, 1, 8, 16\)"):
+            vae.initialize(images[:, :, :8], fit=fit, start=start)
 
 
 def test_a_reader_is_trained_on_the_clusters_written_beside_pictures():
