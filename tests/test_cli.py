@@ -170,7 +170,7 @@ def test_ctrl_c_anywhere_else_says_so_in_a_line(monkeypatch, tmp_path):
     def stopped(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pyro_mvae.experiment.load_data", stopped)
+    monkeypatch.setattr(sys.modules["pyro_mvae.experiment"], "load_data", stopped)
     assert run("experiment", "--prompt", "clock", "--out", tmp_path / "out", code=130).stderr == "error: interrupted\n"
 
 
