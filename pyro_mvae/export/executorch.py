@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, no_native_messages, quiet
-from pyro_mvae.export.capture import capture
+from pyro_mvae.export.capture import PARTS, capture
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized
@@ -90,10 +90,15 @@ def short_names() -> Iterator[None]:
         yield
 
 
+def lower_parts(model: VAE) -> dict[str, bytes]:
+    """The contents of `encoder.pte` and `decoder.pte`, at the model's own precision."""
+    precision = precision_of(model, None)
+    return {part: lower(model, part=part, precision=precision) for part in PARTS}
+
+
 def measured_bytes(model: VAE) -> int:
     """The size of `encoder.pte` and `decoder.pte` together, by making them."""
-    precision = precision_of(model, None)
-    return sum(len(lower(model, part=part, precision=precision)) for part in ("encoder", "decoder"))
+    return sum(map(len, lower_parts(model).values()))
 
 
 @functools.cache

@@ -11,8 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pyro_mvae.evaluate.cost import latency, num_macs
-from pyro_mvae.export.capture import PARTS
-from pyro_mvae.export.executorch import load_executorch, lower, precision_of
+from pyro_mvae.export.executorch import load_executorch, lower_parts
 from pyro_mvae.export.verify import inputs_for
 from pyro_mvae.models import VAE
 
@@ -130,12 +129,10 @@ def cost_of(model: VAE, images: Tensor | None = None) -> Cost:
         >>> cost_of(MVAE((1, 8, 8), 4)).kb > 50
         True
     """
-    precision, sizes, times = precision_of(model, None), [], []
+    contents, microseconds = lower_parts(model), 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for part in PARTS:
-            content = lower(model, part=part, precision=precision)
+        for part, content in contents.items():
             path = Path(folder) / f"{part}.pte"
             path.write_bytes(content)
-            sizes.append(len(content))
-            times.append(latency(load_executorch(path)[1], inputs_for(part, model, images)[:1]).p50_us)
-    return Cost(sum(sizes) / KB, num_macs(model), round(sum(times), 1))
+            microseconds += latency(load_executorch(path)[1], inputs_for(part, model, images)[:1]).p50_us
+    return Cost(sum(map(len, contents.values())) / KB, num_macs(model), round(microseconds, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,26 @@ import torch
 from torch import Tensor
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.compress.prune import PruneLatents, num_active
+from pyro_mvae.claimed import claim
 from pyro_mvae.compress.quantize import Quantize
 from pyro_mvae.data import Data
 from pyro_mvae.data.holdout import held_out
 from pyro_mvae.data.images import Split
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
-from pyro_mvae.inference import fit, penalties
-from pyro_mvae.inference.checkpoint import load_model, read, save_model, write
+from pyro_mvae.inference.checkpoint import checksum, load_model, save_model
 from pyro_mvae.inference.numbers import above, count
-from pyro_mvae.inference.penalties import Distill, Penalty, Round
-from pyro_mvae.inference.stage import fit_stage
-from pyro_mvae.inference.tuning import OneCycle, quantization_error
 from pyro_mvae.models import VAE
-from pyro_mvae.search.budget import UNITS, Budget, Cost, cost_of
+from pyro_mvae.search.budget import UNITS, Budget, Cost
 from pyro_mvae.search.latency import LatencyTable
+from pyro_mvae.search.layout import known_costs, laid_out
 from pyro_mvae.search.pareto import front, write_pareto
-from pyro_mvae.search.plans import Plan, candidates, within
-from pyro_mvae.search.student import calibrated, folded
+from pyro_mvae.search.plans import Plan, candidates
+from pyro_mvae.search.rounds import KEPT, RUNGS, Lesson, handed_over, schedule, trained
+from pyro_mvae.search.teachers import check_latents, fitting_latents, taught
 from pyro_mvae.side_by_side import side_by_side
 
-RUNGS = (0.3, 0.3, 0.4)
-"""Shares of the time: for all students, for a third of them, and for a third of those, trained with rounding at last."""
-KEPT = 3
-HELD_OUT, FEW_SAMPLES = 2000, 5
-DATA = "data.safetensors"
-TIMED_IMAGES = 1280
-BATCH_SIZE, LR = 64, 4e-3
-ROUNDED = 0.5
-"""The error that rounding is held to in the last stage, as a share of what it was before."""
+HELD_OUT = 2000
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,8 @@ def miniaturize(
     """Find the student that loses least NLL within a budget, by successive halving under the objective (14).
 
     1. Students of the teacher's class with mobile nets are laid out: several depths and shapes, each as large as the budget
-       allows and smaller. Files of each are made, weighed and timed before it is trained; a table of blocks guides to them.
+       allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it is trained; a table
+       of blocks guides to them.
     2. All are distilled (19) for a share of the time, the better third goes on, and a third of that; the last are trained with
        rounding as on the phone, the λ of (17) a multiplier that holds the rounding error to half of what it was. Others are
        quantised after training.
@@ -136,35 +127,26 @@ def miniaturize(
         >>> from pyro_mvae.data import Split
         >>> images = (torch.rand(64, 1, 8, 8) * 255).byte()
         >>> data = Data("noise", Split(images), Split(images[:8]), binarization="none")
-        >>> found = miniaturize(VAE((1, 8, 8), 4), data, budget=Budget(kb=30), minutes=0.01, nll_samples=1)
+        >>> found = miniaturize(VAE((1, 8, 8), 4), data, budget=Budget(kb=30), minutes=0.001, nll_samples=1)
         >>> float(found.table["kb"][found.table["chosen"]].item()) < 30
         True
     """
     search = Search(
         budget, minutes, tuple(weight_bits), None if latent_dims is None else tuple(latent_dims), nll_samples, distill, seed
     )
+    check_latents(teacher, search.latent_dims or ())
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return searched(search, teacher, data, Path(folder), processes, latency_table, progress)
-    claim(Path(out), search)
+    claim(Path(out) / "search.json", {**asdict(search), **digests(teacher, data)}, what="search")
     return searched(search, teacher, data, Path(out), processes, latency_table, progress)
 
 
-def claim(out: Path, search: Search) -> None:
-    """Note what is searched for; a ValueError where the folder holds another search, or anything else."""
-    path, wanted = out / "search.json", json.loads(json.dumps(asdict(search)))
-    if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in wanted if held.get(name) != wanted[name]]
-        if other:
-            raise ValueError(
-                f"{out} holds a search with {', '.join(f'{name} {held.get(name)}' for name in other)}: "
-                "give the same, or another out"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty and holds no search: give another out")
-    else:
-        write_text(path, json.dumps(wanted, indent=2) + "\n")
+def digests(teacher: VAE, data: Data) -> dict[str, str]:
+    """What tells another teacher, or other data, from those that a folder was begun with."""
+    images = {"train": data.train.images, "test": data.test.images}
+    known = {"teacher": checksum(teacher.state_dict(), repr(teacher.config)), "data": checksum(images, data.binarization)}
+    return {name: digest[:16] for name, digest in known.items()}
 
 
 def searched(
@@ -173,16 +155,21 @@ def searched(
     data, held = with_held_out(data, seed=search.seed)
     latents = search.latent_dims or (fitting_latents(teacher, data.train.images),)
     teachers = {size: taught(teacher, size, data, out) for size in latents}
-    costs = laid_out(search, teachers, out, table, progress)
+    table = table or LatencyTable(LatencyTable.usual_path())
+    plans = candidates(
+        teachers[latents[0]], search.budget, latent_dims=latents, weight_bits=search.weight_bits, latency=table.estimate
+    ) or [Plan((4,), 4, min(latents), min(search.weight_bits))]  # the least that a student can be: how near one can come
+    rounds = schedule(plans, teachers, data, out, minutes=search.minutes, processes=processes)
+    costs = laid_out(plans, teachers, search.budget, out, most=rounds[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
     rows: dict[str, dict[str, Any]] = {}
     plans = list(costs)
     with tempfile.TemporaryDirectory() as shared:
-        files = handed_over(teachers, data, held, Path(shared))
-        for rung, epochs in schedule(search, plans, teachers, data, out, processes):
-            plans = plans[: epochs[1]]
-            jobs = [(plan, rung, epochs[0], search, str(files), str(out)) for plan in plans]
+        lesson = Lesson(search.distill, search.seed, handed_over(teachers, data, held, Path(shared)), out)
+        for rung, (epochs, number) in enumerate(rounds):
+            plans = plans[:number]
+            jobs = [(plan, rung, epochs, lesson) for plan in plans]
             done = side_by_side(trained, jobs, processes=processes) if processes > 1 else (trained(*job) for job in jobs)
             for row in progress(done, f"Students, round {rung + 1} of {len(RUNGS)}", len(jobs)):
                 rows[row["name"]] = row
@@ -198,158 +185,6 @@ def with_held_out(data: Data, *, seed: int) -> tuple[Data, Tensor]:
     images = data.train.images
     sides = torch.tensor(held_out([image.numpy().tobytes() for image in images], seed=seed))
     return replace(data, train=Split(images[~sides])), images[sides][:HELD_OUT]
-
-
-def has_flat_code(teacher: VAE) -> bool:
-    """Whether a smaller code is a matter of its dimensions; a VQ-VAE's is not."""
-    return teacher.config["latent_dim"] == teacher.latent_dim
-
-
-def fitting_latents(teacher: VAE, images: Tensor) -> int:
-    """The size of the code that students are given: the dimensions that the teacher uses, where it has such."""
-    return num_active(teacher.latent_activity(images[:10_000])) if has_flat_code(teacher) else teacher.config["latent_dim"]
-
-
-def taught(teacher: VAE, latent_dim: int, data: Data, out: Path) -> VAE:
-    """A teacher with a code of a size: pruned, and trained on where what is gone said something."""
-    size = teacher.config["latent_dim"]
-    if latent_dim == size:
-        return folded(teacher)
-    if not has_flat_code(teacher) or latent_dim > size:
-        raise ValueError(f"latent_dims has {latent_dim}, expected {size} at most, the teacher's, and that alone for a VQ-VAE")
-    smaller = PruneLatents(keep=latent_dim)(teacher, data.train.images)
-    if latent_dim < fitting_latents(teacher, data.train.images):
-        path = out / "candidates" / f"teacher-z{latent_dim}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        smaller, _ = fit_stage(smaller, data, path, resume=True, epochs=1, batch_size=BATCH_SIZE, lr=LR / 4)
-    return folded(smaller)
-
-
-def laid_out(
-    search: Search, teachers: dict[int, VAE], out: Path, table: LatencyTable | None, progress: Track
-) -> dict[Plan, Cost]:
-    """The students to be trained, and what their files cost, measured; those as large as the budget allows first."""
-    table = table or LatencyTable(LatencyTable.usual_path())
-    known = known_costs(out)
-
-    def cost(plan: Plan) -> Cost:
-        if plan.name not in known:
-            student = plan.student(teachers[plan.latent_dim])
-            measured = cost_of(calibrated(Quantize(weight_bits=plan.weight_bits)(student)))
-            known[plan.name] = asdict(measured)
-            write_text(out / "costs.json", json.dumps(known, indent=1) + "\n")
-        return Cost(**known[plan.name])
-
-    teacher = next(iter(teachers.values()))
-    plans = candidates(
-        teacher, search.budget, latent_dims=tuple(teachers), weight_bits=search.weight_bits, latency=table.estimate
-    )
-    found: dict[Plan, Cost] = {}
-    for plan in progress(plans, "Measuring costs", len(plans)):
-        fitting, tried = within(plan, search.budget, cost)
-        if fitting is not None:
-            found[fitting] = tried[-1][1]
-    if not plans:
-        cost(Plan((4,), 4, min(teachers), min(search.weight_bits)))  # the least that a student can be
-    return found
-
-
-def known_costs(out: Path) -> dict[str, dict[str, Any]]:
-    path = out / "costs.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path) -> Path:
-    """What every process needs, in files."""
-    write(folder / DATA, {"images": data.train.images, "held": held}, {"binarization": data.binarization})
-    for size, teacher in teachers.items():
-        save_model(folder / f"teacher-{size}.safetensors", teacher)
-    return folder
-
-
-def schedule(
-    search: Search, plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, processes: int
-) -> Iterable[tuple[int, tuple[int, int]]]:
-    """For each round its number, and (epochs, how many students): what the minutes are enough for. Made once, then kept."""
-    path = out / "schedule.json"
-    if path.is_file():
-        return enumerate(tuple(pair) for pair in json.loads(path.read_text(encoding="utf-8")))
-    seconds = seconds_an_epoch(plans[0], teachers[plans[0].latent_dim], data)
-    left, rounds = len(plans), []
-    for share in RUNGS:
-        epochs_in_all = share * search.minutes * 60 * processes / seconds
-        left = max(min(left, int(epochs_in_all)), 1)
-        rounds.append((max(int(epochs_in_all / left), 1), left))
-        left = max(left // KEPT, 1)
-    write_text(path, json.dumps(rounds) + "\n")
-    return enumerate(rounds)
-
-
-def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data) -> float:
-    """Of one student alone, on one thread, distilled."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    few = replace(data, train=Split(data.train.images[:TIMED_IMAGES]))
-    how: dict[str, Any] = {"epochs": 2, "batch_size": BATCH_SIZE, "penalties": lessons(teacher, 1.0), "compile": "eager"}
-    try:
-        history = fit(plan.student(teacher), few, **how)
-    finally:
-        torch.set_num_threads(threads)
-    return float(history["seconds"].iloc[-1]) * len(data.train) / len(few.train)
-
-
-def lessons(teacher: VAE, weight: float) -> list[Penalty]:
-    """What a student learns from its teacher; nothing where q(z|x) is one point, as in a VQ-VAE: no KL is finite then."""
-    return [] if teacher.point or not weight else [Distill(weight, teacher)]
-
-
-def trained(plan: Plan, rung: int, epochs: int, search: Search, files: str, out: str) -> dict[str, Any]:
-    """One round of one student: trained on from the round before, quantised, kept, and its row; read back if it was done."""
-    folder = Path(out) / "candidates"
-    folder.mkdir(parents=True, exist_ok=True)
-    row_path = folder / f"{plan.name}-{rung}.json"
-    if row_path.is_file():
-        return json.loads(row_path.read_text(encoding="utf-8"))
-    tensors, about = read(Path(files) / DATA)
-    data = Data("search", Split(tensors["images"]), Split(tensors["held"]), binarization=about["binarization"])
-    teacher = load_model(Path(files) / f"teacher-{plan.latent_dim}.safetensors")
-    before = folder / f"{plan.name}-{rung - 1}.float.safetensors"
-    model = load_model(before) if rung else plan.student(teacher, seed=search.seed)
-    last = rung == len(RUNGS) - 1
-    rounding = max(epochs // 4, 1) if last and epochs > 1 else 0
-    common: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": search.seed + rung, "resume": True}
-    taught_by = lessons(teacher, search.distill)
-    path = folder / f"{plan.name}-{rung}.float.safetensors"
-    model, _ = fit_stage(model, data, path, epochs=epochs - rounding, lr=LR, penalties=taught_by, **common)
-    small = Quantize(weight_bits=plan.weight_bits)(model.eval(), data.train.images)
-    if rounding:
-        small = rounded_in_training(
-            small, data, folder / f"{plan.name}-{rung}.rounding.safetensors", rounding, taught_by, common, bits=plan.weight_bits
-        )
-    done = epochs + (json.loads((folder / f"{plan.name}-{rung - 1}.json").read_text())["epochs"] if rung else 0)
-    bound = negative_log_likelihood(small, data.test.images, num_samples=FEW_SAMPLES, binarization=data.binarization)
-    row = {
-        "name": plan.name,
-        **asdict(plan),
-        "epochs": done,
-        "rounded": "in training" if rounding else "after",
-        "held_out": round(bound.nats, 4),
-    }
-    save_model(folder / f"{plan.name}.safetensors", small)
-    write_text(row_path, json.dumps(row) + "\n")
-    return row
-
-
-def rounded_in_training(
-    small: VAE, data: Data, path: Path, epochs: int, taught_by: Sequence[Penalty], common: dict[str, Any], *, bits: int
-) -> VAE:
-    """Trained on with its rounding, the λ of (17) driven so that weights come to lie where rounding leaves them."""
-    with torch.no_grad():
-        target = ROUNDED * float(penalties.quantization_error(small, bits=bits) / penalties.l1(penalties.weights(small)))
-    controllers = [OneCycle(), quantization_error(target, bits=bits)]
-    terms = [*taught_by, Round(1e-4, bits=bits)]
-    small, _ = fit_stage(small, data, path, epochs=epochs, lr=LR / 8, penalties=terms, controllers=controllers, **common)
-    return small
 
 
 def table_of(costs: dict[str, Cost], rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.models import VAE
-from pyro_mvae.search.budget import KB, Budget, Cost
-from pyro_mvae.search.student import estimated_bytes
+from pyro_mvae.search.budget import KB, Budget
+from pyro_mvae.search.student import ROUND_TO, estimated_bytes, rounded
 
 TAPERS = (1.0, 0.75, 4 / 3)
 """What each width is multiplied by from one map to the next smaller one, besides what is usual."""
 SHARES = (1.0, 0.7, 0.45)
 """Of the budget: one student as large as it allows, and two that show what less would cost."""
 SCALES = [0.12 * 1.08**i for i in range(48)]
-ROUND_TO = 4
 
 Estimates = Mapping[str, Callable[[VAE], float]]
 
@@ -134,27 +131,3 @@ def smaller(plan: Plan) -> Plan | None:
     sizes = [min(rounded(n / 1.08), max(n - ROUND_TO, ROUND_TO)) for n in (*plan.widths, plan.hidden)]
     less = Plan(tuple(sizes[:-1]), sizes[-1], plan.latent_dim, plan.weight_bits)
     return None if less == plan else less
-
-
-def rounded(size: float) -> int:
-    """The nearest multiple of `ROUND_TO`, and that at least.
-
-    Example:
-        >>> rounded(1.0), rounded(13.9)
-        (4, 12)
-    """
-    return max(math.floor(size / ROUND_TO + 0.5), 1) * ROUND_TO
-
-
-def within(plan: Plan, budget: Budget, cost: Callable[[Plan], Cost]) -> tuple[Plan | None, list[tuple[Plan, Cost]]]:
-    """The plan, made smaller until its files are measured to be within the budget, None if it never is; all that was measured."""
-    tried: list[tuple[Plan, Cost]] = []
-    current: Plan | None = plan
-    while current is not None:
-        measured = cost(current)
-        tried.append((current, measured))
-        figures: dict[str, Any] = vars(measured)
-        if not budget.over(figures):
-            return current, tried
-        current = smaller(current)
-    return None, tried

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pyro_mvae.models import MVAE, VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS, fold_batch_norm
 from pyro_mvae.search.budget import KB, Budget
 
+ROUND_TO = 4
 RATIOS = [round(float(ratio), 2) for ratio in np.arange(0.1, 0.91, 0.05)]
 
 
@@ -101,16 +103,9 @@ def student_for(teacher: VAE, *, budget_kb: float, kind: type[VAE] = MVAE, seed:
     like = kind(teacher.image_shape)
 
     def candidate(scale: float) -> VAE:
-        widths, hidden = (
-            [max(round(n * scale / 4) * 4, 4) for n in sizes] for sizes in (like.config["widths"], [like.config["hidden"]])
-        )
-        return kind(
-            teacher.image_shape,
-            teacher.latent_dim,
-            widths=widths,
-            hidden=hidden[0],
-            likelihood=teacher.config["likelihood"],
-        )
+        *widths, hidden = (rounded(n * scale) for n in (*like.config["widths"], like.config["hidden"]))
+        likelihood = teacher.config["likelihood"]
+        return kind(teacher.image_shape, teacher.latent_dim, widths=widths, hidden=hidden, likelihood=likelihood)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -119,6 +114,16 @@ def student_for(teacher: VAE, *, budget_kb: float, kind: type[VAE] = MVAE, seed:
             if estimated_bytes(model) > 1.2 * budget_kb * KB:
                 break
     return model
+
+
+def rounded(size: float) -> int:
+    """The nearest multiple of `ROUND_TO`, and that at least.
+
+    Example:
+        >>> rounded(1.0), rounded(13.9)
+        (4, 12)
+    """
+    return max(math.floor(size / ROUND_TO + 0.5), 1) * ROUND_TO
 
 
 def estimated_bytes(model: VAE) -> int:

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -26,8 +27,6 @@ from pyro_mvae.search.plans import SCALES, Plan, candidates, shapes
 from pyro_mvae.search.student import calibrated, estimated_bytes
 from tests.catalog import MODELS
 
-SEARCH = sys.modules["pyro_mvae.search.miniaturize"]
-
 
 @pytest.fixture
 def data(images):
@@ -43,7 +42,7 @@ def cheap(monkeypatch):
         asked.append(model)
         return Cost(estimated_bytes(model) / 1000, num_macs(model), 10.0)
 
-    monkeypatch.setattr(SEARCH, "cost_of", cost)
+    monkeypatch.setattr(sys.modules["pyro_mvae.search.layout"], "cost_of", cost)
     monkeypatch.setattr(sys.modules["pyro_mvae.search.plans"], "TAPERS", (1.0,))
     return asked
 
@@ -178,8 +177,20 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     assert not cheap
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "small/candidates").iterdir()}
     assert again.name == found.name
-    with pytest.raises(ValueError, match=r"minutes 0\.05: give the same"):
+    with pytest.raises(ValueError, match=r"holds a search with minutes=0\.05, not 1"):
         miniaturize(teacher, data, **{**arguments, "minutes": 1.0})
+    with pytest.raises(ValueError, match="holds a search with data="):
+        miniaturize(teacher, replace(data, test=Split(data.test.images[1:])), **arguments)
+    teacher.decoder.apply(lambda layer: torch.nn.init.zeros_(layer.bias) if getattr(layer, "bias", None) is not None else None)
+    with pytest.raises(ValueError, match="holds a search with teacher="):
+        miniaturize(teacher, data, **arguments)
+
+
+def test_codes_that_no_teacher_has_leave_nothing_behind(data, tmp_path):
+    for name, size in (("VAE", 5), ("VQVAE", 2)):
+        with pytest.raises(ValueError, match=f"latent_dims has {size}, expected 4 at most"):
+            miniaturize(MODELS[name]((1, 16, 16)), data, budget=Budget(kb=45), latent_dims=(size,), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_cannot_be_kept_says_how_near_one_came(data, tmp_path, cheap):

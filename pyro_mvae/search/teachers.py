@@ -1,0 +1,47 @@
+"""The teacher, with a code of each size that students are to have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from pyro_mvae.compress.prune import PruneLatents, num_active
+from pyro_mvae.data import Data
+from pyro_mvae.inference.numbers import count
+from pyro_mvae.inference.stage import fit_stage
+from pyro_mvae.models import VAE
+from pyro_mvae.search.rounds import BATCH_SIZE, LR
+from pyro_mvae.search.student import folded
+
+
+def has_flat_code(teacher: VAE) -> bool:
+    """Whether a smaller code is a matter of its dimensions; a VQ-VAE's is not."""
+    return teacher.config["latent_dim"] == teacher.latent_dim
+
+
+def fitting_latents(teacher: VAE, images: Tensor) -> int:
+    """The size of the code that students are given: the dimensions that the teacher uses, where it has such."""
+    return num_active(teacher.latent_activity(images[:10_000])) if has_flat_code(teacher) else teacher.config["latent_dim"]
+
+
+def check_latents(teacher: VAE, latent_dims: Sequence[int]) -> None:
+    """Raise a ValueError for a code that the teacher can't be given."""
+    size = teacher.config["latent_dim"]
+    for latent_dim in latent_dims:
+        count(latent_dim, "each of latent_dims")
+        if latent_dim > size or (latent_dim < size and not has_flat_code(teacher)):
+            raise ValueError(f"latent_dims has {latent_dim}, expected {size} at most, the teacher's, and that alone for a VQ-VAE")
+
+
+def taught(teacher: VAE, latent_dim: int, data: Data, out: Path) -> VAE:
+    """A teacher with a code of a size: pruned, and trained on where what is gone said something."""
+    if latent_dim == teacher.config["latent_dim"]:
+        return folded(teacher)
+    smaller = PruneLatents(keep=latent_dim)(teacher, data.train.images)
+    if latent_dim < fitting_latents(teacher, data.train.images):
+        path = out / "candidates" / f"teacher-z{latent_dim}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        smaller, _ = fit_stage(smaller, data, path, resume=True, epochs=1, batch_size=BATCH_SIZE, lr=LR / 4)
+    return folded(smaller)
