@@ -127,8 +127,8 @@ def miniaturize(
         >>> from pyro_mvae.data import Split
         >>> images = (torch.rand(64, 1, 8, 8) * 255).byte()
         >>> data = Data("noise", Split(images), Split(images[:8]), binarization="none")
-        >>> found = miniaturize(VAE((1, 8, 8), 4), data, budget=Budget(kb=30), minutes=0.001, nll_samples=1)
-        >>> float(found.table["kb"][found.table["chosen"]].item()) < 30
+        >>> found = miniaturize(VAE((1, 8, 8), 4), data, budget=Budget(kb=40), minutes=0.001, nll_samples=1)
+        >>> float(found.table["kb"][found.table["chosen"]].item()) < 40
         True
     """
     search = Search(
