@@ -1,5 +1,6 @@
 """How good a model is."""
 
+from pyro_mvae.evaluate.anomaly import anomaly_auc, anomaly_scores
 from pyro_mvae.evaluate.judge import generation_accuracy, train_classifier
 from pyro_mvae.evaluate.kid import kid
 from pyro_mvae.evaluate.latents import (
@@ -18,6 +19,8 @@ __all__ = [
     "NLL",
     "Measurement",
     "active_units",
+    "anomaly_auc",
+    "anomaly_scores",
     "clustering_accuracy",
     "code_sparsity",
     "generation_accuracy",
