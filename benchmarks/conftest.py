@@ -27,6 +27,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mnist", metavar="DIR", help="the folder of MNIST's idx files, for the figures on all of MNIST")
+    parser.addoption("--emoji", metavar="GLOB", help="tar files of pictures, for the figures on colour")
 
 
 @pytest.fixture

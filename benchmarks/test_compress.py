@@ -1,0 +1,284 @@
+"""What the passes and the search reach, on all of MNIST and on colour emoji of 64×64.
+
+pytest benchmarks/ -k compress --mnist DIR --emoji 'DIR/*.tar'
+
+DIR holds MNIST's four idx files, or shards. Runs of hours go on where they were cut off: models wait in `benchmarks/runs/`, and a
+search in a folder there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.interleave import interleaved, one_core
+from pyro_mvae import VAE, Budget, Quantize, load_data, miniaturize, negative_log_likelihood, penalties
+from pyro_mvae.compress import PruneChannels, PruneLatents, Shrink, SparseCode
+from pyro_mvae.data import Data, Split
+from pyro_mvae.evaluate import anomaly_auc, code_sparsity, reconstruction
+from pyro_mvae.evaluate.cost import num_macs, num_params
+from pyro_mvae.export.executorch import load_executorch, lower_parts
+from pyro_mvae.export.verify import inputs_for
+from pyro_mvae.inference.stage import fit_stage
+from pyro_mvae.models import MVAE
+from pyro_mvae.nets.quantized import is_quantized
+from pyro_mvae.search.budget import KB
+from pyro_mvae.search.student import folded
+
+RUNS = Path(__file__).parent / "runs"
+SMALLER, FEWER_MACS = 50, 30
+SAMPLES = 25
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set, its teacher, and how long things are trained on it: epochs of a net from scratch, of one that is trained on,
+    and of one trained with rounding; minutes of the search."""
+
+    option: str
+    spec: str
+    size: int | None
+    latent_dim: int
+    teacher: dict[str, Any]
+    fit: dict[str, Any]
+    shrink: Shrink
+    pruned: float
+    more: int
+    rounding: int
+    minutes: float
+    sparse: tuple[float, float] = (0.1, 0.1)  # the threshold, and λ of (21)
+    epochs: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "epochs", self.fit["epochs"])
+
+
+CASES = {
+    "mnist": Case(
+        option="--mnist",
+        spec="mnist:{}",
+        size=None,
+        latent_dim=20,
+        teacher={"widths": (48, 96, 192), "hidden": 384},
+        fit={"epochs": 15, "batch_size": 128, "lr": 4e-3, "ema": 0.999, "seed": 0},
+        shrink=Shrink(width=0.25),
+        pruned=0.75,
+        more=5,
+        rounding=2,
+        minutes=30,
+    ),
+    "emoji": Case(
+        option="--emoji",
+        spec="shards:{}",
+        size=64,
+        latent_dim=64,
+        teacher={"widths": (24, 48, 96, 192), "hidden": 384, "likelihood": "logistic"},
+        fit={"epochs": 40, "batch_size": 64, "lr": 3e-3, "ema": 0.995, "seed": 0},
+        shrink=Shrink(width=0.25),
+        pruned=0.75,
+        more=10,
+        rounding=4,
+        minutes=20,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A case with its data and its fitted teacher."""
+
+    name: str
+    case: Case
+    data: Data
+    teacher: VAE
+
+    def path(self, stage: str) -> Path:
+        return RUNS / f"compress-{stage}-{self.name}.safetensors"
+
+    def fitted(self, stage: str, model: VAE, *, epochs: int | None = None, **more: Any) -> VAE:
+        """A model, fitted or read."""
+        how = {**self.case.fit, **({} if epochs is None else {"epochs": epochs}), **more}
+        return fit_stage(model, self.data, self.path(stage), resume=True, **how)[0].eval()
+
+
+@pytest.fixture(scope="module", params=CASES)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    case = CASES[request.param]
+    where = request.config.getoption(case.option)
+    if not where:
+        pytest.skip(f"give {case.option} what it needs")
+    RUNS.mkdir(exist_ok=True)
+    data = load_data(case.spec.format(where), size=case.size)
+    torch.manual_seed(0)
+    empty = Subject(request.param, case, data, VAE(data.shape, case.latent_dim, **case.teacher))
+    return replace(empty, teacher=empty.fitted("teacher", empty.teacher))
+
+
+def float_bytes(model: VAE) -> int:
+    """What the numbers of a model take as they are."""
+    return 4 * num_params(model)
+
+
+def quality(model: VAE, data: Data) -> dict[str, float]:
+    """On test images: NLL in nats, and PSNR in dB and SSIM of reconstructions."""
+    images = data.test.images
+    nll = negative_log_likelihood(model, images, num_samples=SAMPLES, binarization=data.binarization).nats
+    pictures = {measured.name.lower(): round(measured.value, 4) for measured in reconstruction(model, images)}
+    return {"nll": round(nll, 3), **pictures}
+
+
+def files(model: VAE, folder: Path) -> dict[str, Path]:
+    """The two `.pte` of a model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {part: folder / f"{part}.pte" for part in ("encoder", "decoder")}
+    for part, content in lower_parts(model).items():
+        paths[part].write_bytes(content)
+    return paths
+
+
+def calls(model: VAE, paths: Mapping[str, Path], images: Tensor) -> Callable[[], Any]:
+    """Encode one image and decode a code, by the files."""
+    run = {part: load_executorch(path)[1] for part, path in paths.items()}
+    x, z = (inputs_for(part, model, images)[:1] for part in ("encoder", "decoder"))
+    return lambda: (run["encoder"](x), run["decoder"](z))
+
+
+def searched(subject: Subject) -> tuple[VAE, dict[str, Any]]:
+    """The student that the search finds where the issue's size and multiply-adds are the budget."""
+    teacher = subject.teacher
+    budget = Budget(kb=float_bytes(teacher) / SMALLER / KB, macs=num_macs(teacher) / FEWER_MACS)
+    out = RUNS / f"compress-search-{subject.name}"
+    found = miniaturize(teacher, subject.data, budget=budget, minutes=subject.case.minutes, nll_samples=SAMPLES, out=out)
+    row = found.table[found.table["chosen"]].iloc[0]
+    return found.model, {"budget": {"kb": budget.kb, "macs": budget.macs}, "name": found.name, "epochs": int(row["epochs"])}
+
+
+def test_compress_ablation(subject, record, tmp_path):
+    """Each pass alone, and all together, from one teacher: size, multiply-adds, likelihood, pictures, latency."""
+    case, data, teacher = subject.case, subject.data, subject.teacher
+    lesson = [penalties.Distill(1.0, folded(teacher))]
+    threshold, weight = case.sparse
+    small, about = searched(subject)
+    models = {
+        "teacher": teacher,
+        "shrink": subject.fitted("shrink", case.shrink(teacher)),
+        "shrink and distil": subject.fitted("distil", case.shrink(teacher), penalties=lesson),
+        "prune": subject.fitted("prune", PruneChannels(ratio=case.pruned)(teacher), epochs=case.more),
+        "prune latents": subject.fitted("latents", PruneLatents()(teacher, data.train.images), epochs=1),
+        "quantise": Quantize()(teacher, data.train.images).eval(),
+        "quantise in training": subject.fitted("quantise", Quantize()(teacher), epochs=case.rounding, lr=case.fit["lr"] / 8),
+        "sparse": subject.fitted(
+            "sparse", SparseCode(threshold)(teacher), epochs=case.more, penalties=[penalties.Sparse(weight)]
+        ),
+        "together": small,
+    }
+    costs = {name: files(model, tmp_path / name) for name, model in models.items()}
+    with one_core():
+        runs = {name: calls(model, costs[name], data.test.images) for name, model in models.items()}
+        times = interleaved(runs, rounds=20, runs=10)
+    rows = []
+    for name, model in models.items():
+        nonzeros, bits = code_sparsity(model, data.train, data.test)
+        rows.append(
+            {
+                "name": name,
+                "passes": list(model.passes),
+                "precision": "int8" if is_quantized(model) else "float32",
+                "kb": round(sum(path.stat().st_size for path in costs[name].values()) / KB, 1),
+                "macs": num_macs(model),
+                **quality(model, data),
+                **times[name],
+                "nonzeros": round(nonzeros.value, 2),
+                "code_bits": round(bits.value, 1),
+            }
+        )
+        print(rows[-1], flush=True)
+    first, last = rows[0], rows[-1]
+    figures = {
+        "times_smaller": round(float_bytes(teacher) / KB / last["kb"], 1),
+        "goal_times_smaller": SMALLER,
+        "times_fewer_macs": round(first["macs"] / last["macs"], 1),
+        "goal_times_fewer_macs": FEWER_MACS,
+        "nll_loss": round(last["nll"] - first["nll"], 3),
+        "goal_nll_loss": 1.0,
+    }
+    how = {"fit": case.fit, "more": case.more, "rounding": case.rounding, "minutes": case.minutes, "search": about}
+    record(f"compress-ablation-{subject.name}", {**figures, "nll_samples": SAMPLES, "how": how, "rows": rows})
+
+
+def test_compress_int8(subject, record):
+    """The same net in float32 and in int8: after training, and trained on with the rounding."""
+    case, data, teacher = subject.case, subject.data, subject.teacher
+    after = Quantize()(teacher, data.train.images).eval()
+    trained = subject.fitted("quantise", Quantize()(teacher), epochs=case.rounding, lr=case.fit["lr"] / 8)
+    found = {name: quality(model, data) for name, model in {"float32": teacher, "after": after, "in training": trained}.items()}
+    losses = {name: round(found[name]["nll"] - found["float32"]["nll"], 3) for name in ("after", "in training")}
+    record(f"compress-int8-{subject.name}", {"nll_loss": losses, "goal": 0.2, "nll_samples": SAMPLES, "rows": found})
+
+
+def test_compress_four_bits(subject, record):
+    """Weights of 4 bits and activations of 8, of the teacher's net: what its reconstructions lose."""
+    case, data, teacher = subject.case, subject.data, subject.teacher
+    quantized = Quantize(weight_bits=4, ranges="learned")(teacher, data.train.images)
+    lesson = [penalties.Distill(1.0, folded(teacher))]
+    model = subject.fitted("four-bits", quantized, epochs=case.rounding, lr=case.fit["lr"] / 4, penalties=lesson)
+    found = {name: quality(each, data) for name, each in {"float32": teacher, "w4a8": model}.items()}
+    loss = round(found["float32"]["psnr"] - found["w4a8"]["psnr"], 3)
+    record(f"compress-four-bits-{subject.name}", {"psnr_loss_db": loss, "goal": 0.3, "rows": found})
+
+
+def test_compress_latency(subject, record, tmp_path):
+    """`.pte` in int8 against float32 of the same net, one image encoded and decoded, taking turns on one core."""
+    data = subject.data
+    small, _ = searched(subject)
+    nets = {"teacher": subject.teacher, "student": type(small)(**small.config).eval()}
+    versions = {f"{name}, float32": net for name, net in nets.items()}
+    versions["teacher, int8"] = Quantize()(subject.teacher, data.train.images).eval()
+    versions["student, int8"] = small
+    with one_core():
+        runs = {name: calls(net, files(net, tmp_path / name), data.test.images) for name, net in versions.items()}
+        times = interleaved(runs, rounds=40, runs=10)
+    ratios = {
+        name: {p: round(times[f"{name}, float32"][p] / times[f"{name}, int8"][p], 2) for p in ("p50_us", "p90_us")}
+        for name in nets
+    }
+    macs = {name: num_macs(net) for name, net in nets.items()}
+    record(f"compress-latency-{subject.name}", {"float32 to int8": ratios, "goal": 2.0, "macs": macs, "times": times})
+
+
+@pytest.mark.parametrize("left_out", [0, 4, 7])
+def test_compress_anomaly(left_out, request, record):
+    """A kind of digit that a small net never saw, told from the others: float32 against int8 of the same net."""
+    where = request.config.getoption("--mnist")
+    if not where:
+        pytest.skip("give --mnist the folder of MNIST's idx files")
+    data = load_data(f"mnist:{where}")
+    normal = replace(data, train=without(data.train, left_out), test=without(data.test, left_out))
+    assert data.test.labels is not None
+    anomalous = data.test.images[data.test.labels == left_out]
+    torch.manual_seed(0)
+    how: dict[str, Any] = {"batch_size": 128, "seed": 0, "resume": True}
+    path = RUNS / f"compress-anomaly-{left_out}.safetensors"
+    model, _ = fit_stage(MVAE(data.shape, 20), normal, path, epochs=8, lr=4e-3, **how)
+    quantized = Quantize()(model.eval(), normal.train.images)
+    path = RUNS / f"compress-anomaly-{left_out}-int8.safetensors"
+    small, _ = fit_stage(quantized, normal, path, epochs=3, lr=1e-3, penalties=[penalties.Distill(1.0, folded(model))], **how)
+    found = {
+        name: round(anomaly_auc(each, normal.test.images, anomalous, binarization=data.binarization).value, 5)
+        for name, each in {"float32": model, "after training": quantized.eval(), "in training": small}.items()
+    }
+    losses = {name: round(found["float32"] - found[name], 5) for name in ("after training", "in training")}
+    record(f"compress-anomaly-{left_out}", {"auc": found, "auc_loss": losses, "goal": 0.001})
+
+
+def without(split: Split, label: int) -> Split:
+    """The images of all other labels."""
+    assert split.labels is not None
+    kept = split.labels != label
+    return Split(split.images[kept], labels=split.labels[kept])
