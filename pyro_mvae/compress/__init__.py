@@ -2,6 +2,7 @@
 
 from pyro_mvae.compress.distill import distill
 from pyro_mvae.compress.fold import FoldAndFuse
+from pyro_mvae.compress.gradual import prune_gradually
 from pyro_mvae.compress.passes import Pass
 from pyro_mvae.compress.prune import PruneChannels, PruneLatents
 from pyro_mvae.compress.quantize import Quantize
@@ -17,4 +18,5 @@ __all__ = [
     "Shrink",
     "SparseCode",
     "distill",
+    "prune_gradually",
 ]

@@ -11,7 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, fx, nn
 
 from pyro_mvae.compress.passes import Model, check_float, copied
-from pyro_mvae.compress.prune import OUTPUTS, convolutions, keep_theta, output_layers, removed
+from pyro_mvae.compress.prune import OUTPUTS, keep_theta, layers_of, output_layers, removed
 from pyro_mvae.inference.penalties import channel_axis
 from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules, fold_batch_norm
 
@@ -44,7 +44,7 @@ class FoldAndFuse:
 
 def remove_dead(net: nn.Module, example: Tensor) -> dict[str, list[int]]:
     """Remove the channels of a folded net that are always 0, in place; the input channels that each layer kept."""
-    layers, always = convolutions(net), dead_channels(net)
+    layers, always = layers_of(net), dead_channels(net)
     graph = tp.DependencyGraph().build_dependency(net, torch.cat([example, example]))
 
     def groups() -> Iterator[Any]:

@@ -21,6 +21,8 @@ from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules
 from pyro_mvae.nets.modes import evaluating
 
 SCOPES = ("layer", "global")
+LAYERS = (*CONVOLUTIONS, nn.Linear)
+"""What has channels; a linear layer's are its features."""
 MOST = 0.9
 """The share of a layer's channels that a global ratio may take: the nets stay whole."""
 SEEN = 256
@@ -32,7 +34,7 @@ def group_norms(group: Any) -> Tensor:
     norms = []
     for dependency, indices in group:
         layer = dependency.target.module
-        if isinstance(layer, CONVOLUTIONS) and dependency.handler in OUTPUTS:
+        if isinstance(layer, LAYERS) and dependency.handler in OUTPUTS:
             groups = layer.weight.detach().transpose(0, channel_axis(layer)).flatten(1)[indices]
             norms.append(groups.shape[1] ** 0.5 * groups.norm(dim=1))
     return torch.stack(norms).sum(0)
@@ -142,7 +144,7 @@ class PruneLatents:
 
 
 def channels(model: VAE) -> dict[str, int]:
-    """The number of channels that each convolution of a model's nets gives.
+    """The number of channels that each convolution, and each linear layer, of a model's nets gives.
 
     Example:
         >>> from pyro_mvae.models import MVAE
@@ -152,14 +154,17 @@ def channels(model: VAE) -> dict[str, int]:
         (64, 32)
     """
     return {
-        f"{part}.{name}": layer.out_channels
-        for part, (net, _) in model.deployable().items()
-        for name, layer in convolutions(net).items()
+        f"{part}.{name}": width(layer) for part, (net, _) in model.deployable().items() for name, layer in layers_of(net).items()
     }
 
 
-def convolutions(net: nn.Module) -> dict[str, Any]:
-    return {name: layer for name, layer in net.named_modules() if isinstance(layer, CONVOLUTIONS)}
+def layers_of(net: nn.Module) -> dict[str, Any]:
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, LAYERS)}
+
+
+def width(layer: Any) -> int:
+    """The channels that a layer gives."""
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def differentiate(model: VAE, images: Tensor) -> None:
@@ -171,13 +176,14 @@ def differentiate(model: VAE, images: Tensor) -> None:
 
 def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[int]]:
     """Prune one net in place and check, layer by layer, that what was asked for was done; the input channels each layer kept."""
-    layers, outputs, shapes = convolutions(net), output_layers(net), output_shapes(net, example)
+    layers, outputs, shapes = layers_of(net), output_layers(net), output_shapes(net, example)
+    check_shuffles(net)
     if by.importance == "bn_scale" and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
         raise ValueError("importance is 'bn_scale', and a net has no batch normalisation: choose 'magnitude'")
     with evaluating(net):
         targets = shared(layers, outputs, by) if by.scope == "layer" else ranked(net, example, layers, outputs, by)
         # a hair above the share itself: torch-pruning rounds the number of channels kept down
-        shares = {layer: max(1 - (targets[name] + 0.01) / layer.out_channels, 0.0) for name, layer in layers.items()}
+        shares = {layer: max(1 - (targets[name] + 0.01) / width(layer), 0.0) for name, layer in layers.items()}
         pruner = tp.pruner.BasePruner(
             net,
             torch.cat([example, example]),
@@ -186,7 +192,7 @@ def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[
             ignored_layers=[layers[name] for name in outputs],
         )
         kept = removed(pruner.step(interactive=True) or (), pruner.DG, layers)
-    check_layers({name: layer.out_channels for name, layer in layers.items()}, targets, ratio=by.ratio)
+    check_layers({name: width(layer) for name, layer in layers.items()}, targets, ratio=by.ratio)
     if output_shapes(net, example) != shapes:
         raise ValueError("the pruned net does not compute any more: its channels are tied to its input's, which can't be pruned")
     return kept
@@ -194,7 +200,9 @@ def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[
 
 def removed(groups: Iterable[Any], graph: Any, layers: Mapping[str, Any]) -> dict[str, list[int]]:
     """Remove groups of channels, one after another; the input channels that each layer kept."""
-    inputs = {layer: list(range(layer.in_channels)) for layer in layers.values()}
+    inputs = {
+        layer: list(range(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)) for layer in layers.values()
+    }
     for group in groups:
         for dependency, indices in group:
             layer = dependency.target.module
@@ -223,7 +231,7 @@ def num_active(activity: Tensor, threshold: float = ACTIVE) -> int:
 
 def shared(layers: Mapping[str, Any], outputs: set[str], by: PruneChannels) -> dict[str, int]:
     """The channels each layer is to keep where all lose the same share."""
-    counts = {name: layer.out_channels for name, layer in layers.items()}
+    counts = {name: width(layer) for name, layer in layers.items()}
     return {
         name: count if name in outputs else kept_channels(count, ratio=by.ratio, round_to=by.round_to)
         for name, count in counts.items()
@@ -234,10 +242,10 @@ def ranked(net: nn.Module, example: Tensor, layers: Mapping[str, Any], outputs: 
     """The channels each layer is to keep where those of all that matter least go; layers tied to each other keep as many."""
     graph = tp.DependencyGraph().build_dependency(net, torch.cat([example, example]))
     names, scores, members = {layer: name for name, layer in layers.items()}, [], []
-    for group in graph.get_all_groups(ignored_layers=[layers[name] for name in outputs], root_module_types=list(CONVOLUTIONS)):
+    for group in graph.get_all_groups(ignored_layers=[layers[name] for name in outputs], root_module_types=list(LAYERS)):
         scores.append(IMPORTANCES[by.importance]()(group))
         members.append({names[d.target.module] for d, _ in group if d.handler in OUTPUTS and d.target.module in names})
-    targets = {name: layer.out_channels for name, layer in layers.items()}
+    targets = {name: width(layer) for name, layer in layers.items()}
     lowest = [some.sort().values[: int(MOST * len(some))] for some in scores]
     wanted = int(by.ratio * sum(map(len, scores)))
     candidates = torch.cat(lowest).sort().values if lowest else torch.empty(0)
@@ -246,6 +254,15 @@ def ranked(net: nn.Module, example: Tensor, layers: Mapping[str, Any], outputs: 
         gone = int((low <= limit).sum()) / len(some)
         targets |= dict.fromkeys(group, kept_channels(len(some), ratio=gone, round_to=by.round_to))
     return targets
+
+
+def check_shuffles(net: nn.Module) -> None:
+    """Raise a ValueError for maps that are made of channels: which channels belong together there, nothing keeps track of."""
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.PixelShuffle | nn.PixelUnshuffle | nn.ChannelShuffle):
+            raise ValueError(
+                f"layer {name!r} is a {type(layer).__name__}, which channels can't be pruned around: upsample otherwise"
+            )
 
 
 def check_layers(after: Mapping[str, int], targets: Mapping[str, int], *, ratio: float) -> None:
@@ -282,7 +299,7 @@ def kept_channels(channels: int, *, ratio: float, round_to: int) -> int:
 def output_layers(net: nn.Module) -> set[str]:
     """Names of the layers whose channels are the net's outputs."""
     modules = dict(net.named_modules())
-    layers = {node for node in call_modules(net) if isinstance(modules[str(node.target)], CONVOLUTIONS)}
+    layers = {node for node in call_modules(net) if isinstance(modules[str(node.target)], LAYERS)}
     return {str(node.target) for node in layers if not feeds(node, layers)}
 
 

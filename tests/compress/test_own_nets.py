@@ -1,0 +1,153 @@
+"""Passes on nets that are not this package's: what they can't follow they name, and nothing is skipped in silence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pyro_mvae import VAE, export_executorch, export_onnx, fit
+from pyro_mvae.compress import FoldAndFuse, PruneChannels, Quantize, prune_gradually
+from pyro_mvae.compress.prune import channels
+from pyro_mvae.nets import Branches
+from pyro_mvae.nets.conv import Gather, Heads
+
+
+def up(before: int, after: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(before, after, 4, stride=2, padding=1)
+
+
+def place() -> list[nn.Module]:
+    return [nn.Unflatten(1, (4, 1, 1)), nn.ConvTranspose2d(4, 32, 4)]
+
+
+class Reshaped(nn.Module):
+    """Linear → reshape → transposed convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.rest = nn.Linear(4, 512), nn.Sequential(nn.ReLU(), up(32, 16), nn.ReLU(), up(16, 1))
+
+    def forward(self, z):
+        return self.rest(self.wide(z).reshape(z.shape[0], -1, 4, 4))
+
+
+DECODERS = {
+    "unflattened": lambda: nn.Sequential(
+        nn.Linear(4, 512), nn.ReLU(), nn.Unflatten(1, (32, 4, 4)), up(32, 16), nn.ReLU(), up(16, 1)
+    ),
+    "reshaped": Reshaped,
+    "shuffled": lambda: nn.Sequential(
+        *place(), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.PixelShuffle(2), nn.ReLU(), up(16, 1)
+    ),
+    "group norm": lambda: nn.Sequential(
+        *place(), nn.GroupNorm(4, 32), nn.ReLU(), up(32, 16), nn.GroupNorm(4, 16), nn.ReLU(), up(16, 1)
+    ),
+    "linear": lambda: nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 256), nn.Unflatten(1, (1, 16, 16))),
+}
+
+
+def with_decoder(name: str) -> VAE:
+    torch.manual_seed(0)
+    return VAE((1, 16, 16), 4, widths=(8, 16), hidden=32, decoder=DECODERS[name]())
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("unflattened", r"layer '0' kept 512 channels, a ratio of 0\.5 asks for 256"),
+        ("reshaped", r"layer 'wide' kept 512 channels, a ratio of 0\.5 asks for 256"),
+        ("shuffled", "layer '4' is a PixelShuffle"),
+    ],
+)
+def test_what_cannot_be_pruned_is_named(name, message, scope):
+    with pytest.raises(ValueError, match=message):
+        PruneChannels(0.5, scope=scope)(with_decoder(name))
+
+
+@pytest.mark.parametrize("name", ["group norm", "linear"])
+def test_what_can_be_is_pruned_in_every_layer(name, images):
+    before = with_decoder(name)
+    small = PruneChannels(0.5)(before)
+    counts = [[count for layer, count in channels(each).items() if "decoder" in layer] for each in (before, small)]
+    assert [2 * count for count in counts[1][:-1]] == counts[0][:-1]
+    assert counts[1][-1] == counts[0][-1]
+    assert len(fit(small, images, epochs=1)) == 1
+
+
+def test_channels_that_normalisation_groups_do_not_divide_are_named():
+    model = with_decoder("group norm")
+    model.decoder[2] = nn.GroupNorm(8, 32)
+    with pytest.raises(ValueError, match=r"layer '1' kept 8 channels, a ratio of 0\.6 asks for 12"):
+        PruneChannels(0.6)(model)
+
+
+class Encoder(nn.Module):
+    """Branches, as one would train them."""
+
+    def __init__(self, width: int, kernel: int, *, depthwise: bool):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(Branches(1, width, kernel, stride=2), nn.ReLU()),
+            *(Branches(width, width, kernel, groups=width if depthwise else 1), nn.ReLU()),
+            *(Gather(width, 16, 8), nn.ReLU()),
+        )
+        self.heads = Heads(16, 4)
+
+    def forward(self, x):
+        return self.heads(self.body(x))
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2]), st.booleans(), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_branches_are_merged_exactly(few, many, kernel, stride, depthwise, alike):
+    torch.manual_seed(0)
+    groups = few if depthwise else 1
+    layer = Branches(groups * few, groups * (few if alike else many), kernel, stride=stride, groups=groups)
+    for norm in (layer.wide_norm, layer.narrow_norm, layer.input_norm):
+        if norm is not None:
+            nn.init.uniform_(norm.weight, 0.5, 2.0)
+            nn.init.normal_(norm.bias)
+    for _ in range(3):
+        layer(torch.randn(8, groups * few, 9, 7))
+    layer.eval()
+    x = torch.randn(2, groups * few, 9, 7)
+    torch.testing.assert_close(layer.merged()(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_model_with_branches_goes_to_a_phone_as_one_without(depthwise, images, tmp_path):
+    torch.manual_seed(0)
+    model = VAE((1, 16, 16), 4, widths=(8,), hidden=16, encoder=Encoder(8, 3, depthwise=depthwise))
+    fit(model, images, epochs=1)
+    folded = FoldAndFuse()(model)
+    assert not any(isinstance(layer, Branches | nn.BatchNorm2d) for layer in folded.encoder.modules())
+    x = images[:8].float() / 255
+    torch.testing.assert_close(folded.encode(x), model.encode(x), rtol=1e-5, atol=1e-5)
+    fit(folded, images, epochs=1)
+    for export, name in ((export_executorch, "encoder.pte"), (export_onnx, "encoder.onnx")):
+        assert export(model, tmp_path / name, part="encoder", images=images).max_abs_diff < 1e-4
+    pruned = PruneChannels(0.5)(model)
+    assert {count for layer, count in channels(pruned).items() if "encoder.body" in layer} == {4, 8}
+    small = Quantize()(pruned, images)
+    assert export_executorch(small, tmp_path / "small.pte", part="encoder", images=images).max_abs_diff < 1e-4
+
+
+def test_an_even_kernel_has_no_centre():
+    with pytest.raises(ValueError, match="kernel_size is 4, expected an odd number"):
+        Branches(4, 4, 4)
+
+
+def test_pruning_in_steps_reaches_the_share_and_asks_again_each_time(images):
+    model = VAE((1, 16, 16), 4, widths=(16, 32), hidden=64)
+    small, history = prune_gradually(model, images, PruneChannels(0.75, importance="taylor"), steps=2, epochs=2)
+    assert channels(small)["encoder.body.0.0"] == 4
+    assert small.passes == ("PruneChannels(ratio=0.5, round_to=4, importance='taylor', scope='layer')",) * 2
+    assert history["step"].tolist() == [0, 0, 1, 1]
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert model.passes == ()
+    with pytest.raises(ValueError, match="steps is 0"):
+        prune_gradually(model, images, PruneChannels(0.5), steps=0)
