@@ -11,7 +11,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 
 from pyro_mvae import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, VaDE, compress, export, models
-from pyro_mvae.compress import FoldAndFuse, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
+from pyro_mvae.compress import FoldAndFuse, Palettize, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
 from pyro_mvae.inference import penalties, tuning
 
 SHAPES = [(1, 16, 16), (3, 17, 20)]
@@ -68,6 +68,7 @@ PASSES: dict[str, compress.Pass] = {
     "PruneLatents": PruneLatents(keep=3),
     "Quantize": Quantize(),
     "Quantize, 4 bits": Quantize(weight_bits=4, ranges="learned"),
+    "Palettize": Palettize(bits=2),
     "SparseCode": SparseCode(threshold=0.05),
     "FoldAndFuse": FoldAndFuse(),
     "Shrink": Shrink(width=0.5, latent_dim=3),

@@ -3,6 +3,7 @@
 from pyro_mvae.compress.distill import distill
 from pyro_mvae.compress.fold import FoldAndFuse
 from pyro_mvae.compress.gradual import prune_gradually
+from pyro_mvae.compress.palettize import Palettize
 from pyro_mvae.compress.passes import Pass
 from pyro_mvae.compress.prune import PruneChannels, PruneLatents
 from pyro_mvae.compress.quantize import Quantize
@@ -11,6 +12,7 @@ from pyro_mvae.compress.sparse import SparseCode
 
 __all__ = [
     "FoldAndFuse",
+    "Palettize",
     "Pass",
     "PruneChannels",
     "PruneLatents",

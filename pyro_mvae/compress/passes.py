@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from torch import Tensor
 
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.palette import how_palettized
 from pyro_mvae.nets.quantized import is_quantized
 
 Model = TypeVar("Model", bound=VAE)
@@ -35,6 +36,8 @@ def needed(images: Tensor | None, by: Pass) -> Tensor:
 
 
 def check_float(model: Any, to: str) -> None:
-    """Raise a ValueError for a quantised model where a pass is for one that is not."""
+    """Raise a ValueError for a quantised or palettised model where a pass is for one that is not."""
     if is_quantized(model):
         raise ValueError(f"a quantised model can't be {to}: do so first, then quantise")
+    if how_palettized(model) is not None:
+        raise ValueError(f"a palettised model can't be {to}: do so first, then give it palettes")

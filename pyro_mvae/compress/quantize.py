@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_mvae.compress.passes import Model, copied, needed
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.palette import how_palettized
 from pyro_mvae.nets.quantized import ActivationQuantizer, learn_ranges, quantized_pair
 
 RANGES = ("moving", "learned")
@@ -50,6 +51,8 @@ class Quantize:
     def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
         if self.ranges == "learned":
             needed(images, self)
+        if how_palettized(model) is not None:
+            raise ValueError("a palettised model can't be quantised: choose one of the two")
         model = copied(model, self)
         model.encoder, model.decoder = quantized_pair(model.encoder, model.decoder, bits=self.weight_bits)
         if images is not None:

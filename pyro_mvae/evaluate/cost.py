@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vq_vae import Codebook
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.nets.palette import PalettizedConv
 from pyro_mvae.nets.quantized import QuantizedConv
 
-LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, QuantizedConv)
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, QuantizedConv, PalettizedConv)
 
 
 def num_params(model: nn.Module) -> int:
@@ -45,10 +46,10 @@ def macs_of(net: nn.Module, example: Tensor) -> int:
     counted: list[int] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        conv = layer.conv if isinstance(layer, QuantizedConv) else layer
+        conv = layer.conv if isinstance(layer, QuantizedConv | PalettizedConv) else layer
         # each weight meets every place of the map it strides over: the input's if transposed, else the output's
         places = inputs[0] if isinstance(conv, nn.ConvTranspose2d) else output
-        weight = conv.weight
+        weight = layer.weight if isinstance(layer, PalettizedConv) else conv.weight
         assert isinstance(weight, Tensor)
         counted.append(weight.numel() * places[0, 0].numel() if places.ndim == 4 else weight.numel())
 

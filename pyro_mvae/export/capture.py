@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,11 @@ from torch import Tensor, nn
 
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import fold_batch_norm
+from pyro_mvae.nets.palette import with_weights
 from pyro_mvae.nets.quantized import as_floats, as_integer_weights, as_integers, check_calibrated, is_quantized
 
 PARTS = ("encoder", "decoder")
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "palettized", "int8")
 
 
 class EncoderGraph(nn.Module):
@@ -64,7 +64,8 @@ def capture(model: VAE, part: str, *, precision: str) -> Capture:
     """Take a part of a model at a precision.
 
     At "int8" a quantised model gives its integers, weights and activations; any other gives integer weights alone, which Core ML
-    can use. At "float32" and "float16" a quantised model gives its rounded weights as floats.
+    can use. At "float32" and "float16" a quantised model gives its rounded weights as floats. "palettized" is
+    float16 whose files hold palettes.
 
     Raises:
         ValueError: for an unknown part or precision, or a quantised model that was never fitted.
@@ -88,7 +89,7 @@ def capture(model: VAE, part: str, *, precision: str) -> Capture:
 
 def at_precision(net: nn.Module, precision: str) -> nn.Module:
     """A copy of a net, in evaluation mode, that computes as the exported file will."""
-    net = copy.deepcopy(net).eval().requires_grad_(False)
+    net = with_weights(net).eval().requires_grad_(False)
     if is_quantized(net):
         check_calibrated(net)
         return as_integers(net) if precision == "int8" else as_floats(net)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pyro_mvae.atomic import atomic
@@ -12,11 +14,12 @@ from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.palette import BITS, how_palettized
 from pyro_mvae.nets.quantized import is_quantized
 
 TARGETS = ("iOS16", "iOS17", "iOS18")
 # int8 weights for earlier systems give wrong results on GPU and neural engine
-DEFAULT_TARGETS = {"float16": "iOS16", "int8": "iOS18"}
+DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18"}
 # this pass fuses dequantise → reshape → quantise without comparing the two scales
 WRONG_PASSES = ("common::int_op_canonicalization",)
 
@@ -37,8 +40,9 @@ def export_coreml(
 
     Args:
         path: ends in `.mlpackage`; written atomically, and taken away again if it fails the comparison.
-        precision: "float16", or "int8": weights and activations of a quantised model, weights alone of any other.
-        target: the earliest system it runs on; iOS16 for float16, iOS18 for int8 when None.
+        precision: "float16"; "palettized", the palettes of a model that has some, float16 for the rest; or "int8": weights and
+            activations of a quantised model, weights alone of any other.
+        target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 when None.
         images: what to compare on, uint8, (n, C, H, W); noise when None.
 
     Raises:
@@ -51,6 +55,11 @@ def export_coreml(
     target = target or DEFAULT_TARGETS[precision]
     if target not in TARGETS:
         raise ValueError(f"target is {target!r}, expected one of: {', '.join(TARGETS)}")
+    palettes = how_palettized(model) is not None
+    if (precision == "palettized") > palettes:
+        raise ValueError("the model has no palettes: let it go through Palettize first")
+    if precision == "int8" and palettes:
+        raise ValueError("a palettised model can't be int8: choose precision palettized or float16")
     if precision == "int8" and target == "iOS16" and is_quantized(model):
         raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
     convert(model, path, part=part, precision=precision, target=target)
@@ -73,6 +82,8 @@ def convert(model: VAE, path: Path, *, part: str, precision: str, target: str) -
             pass_pipeline=passes,
             skip_model_load=True,
         )
+        if precision == "palettized":
+            package = with_tables(package)
         package.user_defined_metadata["precision"] = precision
         package.user_defined_metadata["passes"] = "; ".join(model.passes)
         with atomic(path) as temporary:
@@ -81,3 +92,28 @@ def convert(model: VAE, path: Path, *, part: str, precision: str, target: str) -
             package.save(str(named))
             if named != temporary:
                 named.rename(temporary)
+
+
+def with_tables(package: Any) -> Any:
+    """The package with a table and indices in the place of weights that are a few values: nothing is rounded."""
+    optimize = import_quietly("coremltools.optimize.coreml")
+    lossless = optimize.OpPalettizerConfig(mode="custom", lut_function=table_of, weight_threshold=0)
+    names = [
+        name
+        for name, weight in optimize.get_weights_metadata(package, 0).items()
+        if len(set(patterns(weight.val))) <= 2 ** BITS[-1]
+    ]
+    return optimize.palettize_weights(package, optimize.OptimizationConfig(op_name_configs=dict.fromkeys(names, lossless)))
+
+
+def patterns(weight: np.ndarray) -> list[int]:
+    """The bits of each float16: NumPy's own search for what is unique among them is wrong on some processors."""
+    return weight.astype(np.float16).ravel().view(np.uint16).tolist()
+
+
+def table_of(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that weights have, as many as some of `BITS` can count, and which of them each is."""
+    values, places = np.unique(np.array(patterns(weight), np.uint16), return_inverse=True)
+    size = next(2**bits for bits in BITS if len(values) <= 2**bits)
+    table = np.pad(values, (0, size - len(values)), mode="edge").view(np.float16)
+    return table.astype(weight.dtype), places.astype(np.uint8)

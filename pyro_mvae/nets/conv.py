@@ -76,7 +76,7 @@ def channels_last(net: Net) -> Net:
     """
     net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for layer in net.modules():
-        if isinstance(layer, Gather | Spread):
+        if isinstance(layer, Gather | Spread) and layer.weight is not None:  # one with a palette has none of its own
             layer.weight.data = layer.weight.data.contiguous()
     return net
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_mvae.nets.fold import CONVOLUTIONS
+from pyro_mvae.nets.palette import PalettizedConv
 
 
 def resize(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -21,6 +24,11 @@ def resize(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         (5, 5)
     """
     for name, layer in net.named_modules():
+        if isinstance(layer, PalettizedConv) and (indices := tensors.get(f"{name}.indices")) is not None:
+            conv: Any = layer.conv
+            resize_convolution(conv, indices)
+            layer.indices = torch.zeros_like(indices)
+            conv.weight = None
         weight = tensors.get(f"{name}.weight")
         if weight is None:
             continue
@@ -34,6 +42,6 @@ def resize_convolution(layer: nn.Conv2d | nn.ConvTranspose2d, weight: Tensor) ->
     groups = len(weight) if layer.groups > 1 else 1
     ins, outs = (len(weight), weight.shape[1]) if layer.transposed else (weight.shape[1] * groups, len(weight))
     layer.in_channels, layer.out_channels, layer.groups = ins, outs, groups
-    layer.weight = nn.Parameter(weight.new_zeros(weight.shape))
+    layer.weight = nn.Parameter(weight.new_zeros(weight.shape, dtype=torch.float32))
     if layer.bias is not None:
-        layer.bias = nn.Parameter(weight.new_zeros(outs))
+        layer.bias = nn.Parameter(weight.new_zeros(outs, dtype=torch.float32))

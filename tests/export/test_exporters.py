@@ -8,7 +8,10 @@ import sys
 import pytest
 import torch
 
-from pyro_mvae import PruneChannels, Quantize, export_coreml, export_executorch, export_onnx, fit, verify
+from pyro_mvae import VAE, PruneChannels, Quantize, export_coreml, export_executorch, export_onnx, fit, verify
+from pyro_mvae.compress import Palettize
+from pyro_mvae.evaluate.cost import num_params
+from pyro_mvae.export import mil
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.verify import load_artifact
 from tests.catalog import EXPORTERS, MODELS
@@ -53,6 +56,45 @@ def test_every_model_is_exported_whole(name, exporter, images, tmp_path):
     for part in PARTS:
         result = export(model, tmp_path / f"{part}{suffix}", part=part, images=images, **settings)
         assert result.psnr_db >= 40
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_palettes_are_what_a_package_holds(name, images, tmp_path):
+    """Of every model, verified as the rest; the program's tables have as many values, its file is that much smaller."""
+    model = Palettize(bits=2)(having_seen(MODELS[name]((1, 16, 16)), images))
+    for part in PARTS:
+        path = tmp_path / f"{part}.mlpackage"
+        result = export_coreml(model, path, part=part, precision="palettized", images=images)
+        assert result.psnr_db >= 40
+        assert verify(path, model, images=images) == result
+        operations = {operation.op_type for operation in mil.MilProgram.load(path)._function.operations}
+        assert "constexpr_lut_to_dense" in operations
+    for export, suffix in ((export_executorch, ".pte"), (export_onnx, ".onnx")):
+        assert export(model, tmp_path / f"decoder{suffix}", images=images).precision == "float32"
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6])
+def test_fewer_bits_are_smaller_packages(bits, images, tmp_path):
+    model = having_seen(VAE((1, 16, 16), 16, widths=(32, 64), hidden=128), images)
+    whole = export_coreml(model, tmp_path / "whole.mlpackage").bytes
+    few = export_coreml(Palettize(bits=bits)(model), tmp_path / "few.mlpackage", precision="palettized")
+    weights = 2 * num_params(model.decoder)
+    assert abs(whole - few.bytes - weights * (1 - bits / 16)) < 0.1 * weights
+
+
+def test_a_package_of_palettes_needs_some(fitted, tmp_path):
+    with pytest.raises(ValueError, match="the model has no palettes"):
+        export_coreml(fitted[False], tmp_path / "a.mlpackage", precision="palettized")
+    with pytest.raises(ValueError, match="a palettised model can't be int8"):
+        export_coreml(Palettize()(fitted[False]), tmp_path / "a.mlpackage", precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def having_seen(model, images):
+    """Its running statistics are of images."""
+    with torch.no_grad():
+        model.train().decode(model.encode(images[:64].float() / 255))
+    return model.eval()
 
 
 def test_raw_pixels_go_in_and_pixels_come_out(fitted, images, tmp_path):
