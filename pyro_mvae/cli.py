@@ -343,7 +343,7 @@ def miniaturize(
 @click.argument("checkpoint")
 @click.argument("out")
 @click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))
-@click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "int8"]))
+@click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "palettized", "int8"]))
 @click.option(
     "--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS16 for float16, iOS18 for int8."
 )

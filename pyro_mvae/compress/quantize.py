@@ -26,7 +26,7 @@ class Quantize:
     after training. Train on in either case: weights learn to live with the rounding, as the bound is that of the quantised nets.
 
     Args:
-        weight_bits: from 2 to 8; files hold a byte a weight whatever they are.
+        weight_bits: from 2 to 8; Core ML packages for iOS 18 hold half a byte for 4 or fewer, all other files a whole one.
         ranges: of activations, in training: "moving" averages of what is seen, or "learned" with the rest, from those of images.
 
     Raises:

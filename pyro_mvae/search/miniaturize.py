@@ -104,7 +104,7 @@ def miniaturize(
     Args:
         teacher: a fitted model; left as it is.
         minutes: of training; measuring comes on top.
-        weight_bits: what to try. Files hold a byte a weight whatever they are.
+        weight_bits: what to try. A `.pte` holds a byte a weight whatever they are.
         latent_dims: sizes of the code to try; when None, as many as the teacher has active. A teacher of a smaller code is one
             with the rest pruned, trained on for an epoch.
         nll_samples: importance samples for each test image.
