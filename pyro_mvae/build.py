@@ -20,6 +20,8 @@ from pyro_mvae.evaluate.cost import latency, num_macs, num_params
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
 from pyro_mvae.export import export_coreml, export_executorch, export_onnx
 from pyro_mvae.export.capture import PARTS
+from pyro_mvae.export.manifest import NAME as MANIFEST
+from pyro_mvae.export.manifest import write_manifest
 from pyro_mvae.export.verify import Verification, inputs_for, load_artifact
 from pyro_mvae.inference.checkpoint import save_model
 from pyro_mvae.inference.stage import fit_stage
@@ -31,7 +33,7 @@ from pyro_mvae.train import initialized, usual_epochs
 
 NEEDED_BYTES = 200_000_000
 SETTINGS, CHECKPOINTS = "build.json", "checkpoints"
-REPORTS = ("report.json", "report.html")
+REPORTS = ("report.json", "report.html", MANIFEST)
 
 # file name, exporter, and what else it is told
 FILES: dict[str, tuple[Callable[..., Verification], dict[str, str]]] = {
@@ -92,7 +94,8 @@ def build(
         resume: go on with the build that `out` holds, with the settings it was started with.
         progress: shows each long step.
 
-    Returns: the report; also in `out` as `report.json` and `report.html`.
+    Returns: the report; also in `out` as `report.json` and `report.html`. What an app has to know of the files is in
+        `manifest.json` there.
 
     Raises:
         ValueError: for settings, data or files that can't be; nothing is lost.
@@ -117,6 +120,10 @@ def build(
     likelihoods = [
         evaluated(settings, name, vae, images, progress) for name, vae in {"teacher": teacher, "student": student}.items()
     ]
+    timed = [with_latency(out, item, student, images) for item in artifacts]
+    latencies = [{name: entry[name] for name in ("p50_us", "p90_us")} if entry["p50_us"] else None for entry in timed]
+    versions = {"pyro-mvae": __version__, **environment()}
+    write_manifest(out, student, zip(artifacts, latencies, strict=True), versions=versions)
     named = {"teacher": teacher, "student": student}
     report = Report(
         version=__version__,
@@ -124,7 +131,7 @@ def build(
         data=about_data(images),
         teacher=about_teacher(teacher, likelihoods[0], histories["teacher"]["seconds"].median()),
         student=about_student(student, likelihoods[1]),
-        artifacts=[with_latency(out, item, student, images) for item in artifacts],
+        artifacts=timed,
         seconds=round(time.perf_counter() - started, 1),
         environment=environment(),
         figures={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -344,9 +344,7 @@ def miniaturize(
 @click.argument("out")
 @click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))
 @click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "palettized", "int8"]))
-@click.option(
-    "--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS16 for float16, iOS18 for int8."
-)
+@click.option("--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS18 for int8, else iOS16.")
 @click.option("--overwrite", is_flag=True, help="Replace a package that is there.")
 def export_coreml(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
     """Write one part of the model in CHECKPOINT as a Core ML package, OUT.mlpackage, and compare it with PyTorch.
@@ -356,11 +354,60 @@ def export_coreml(*, checkpoint: str, out: str, overwrite: bool, **settings: Any
       pyro-mvae export-coreml build/student.safetensors decoder.mlpackage --part decoder
     """
     from pyro_mvae import export_coreml as run
-    from pyro_mvae import load_model
 
-    if Path(out).exists() and not overwrite:
-        raise ValueError(f"{out} exists: give another name, or --overwrite")
-    show(run(load_model(checkpoint), out, **settings))
+    show(exported(run, checkpoint, out, overwrite=overwrite, **settings))
+
+
+@main.command(cls=Verb)
+@click.argument("checkpoint")
+@click.argument("out")
+@click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))
+@click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
+    """Write one part of the model in CHECKPOINT as an ExecuTorch program, OUT.pte, run it and compare it with PyTorch.
+
+    \b
+    Example:
+      pyro-mvae export-executorch build/student.safetensors decoder.pte --part decoder
+    """
+    from pyro_mvae import export_executorch as run
+
+    show(exported(run, checkpoint, out, overwrite=overwrite, **settings))
+
+
+@main.command(cls=Verb)
+@click.argument("checkpoint")
+@click.argument("out")
+@click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))
+@click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def export_onnx(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
+    """Write one part of the model in CHECKPOINT as an ONNX model, OUT.onnx, run it and compare it with PyTorch.
+
+    \b
+    Example:
+      pyro-mvae export-onnx build/student.safetensors decoder.onnx --part decoder
+    """
+    from pyro_mvae import export_onnx as run
+
+    show(exported(run, checkpoint, out, overwrite=overwrite, **settings))
+
+
+def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: bool, **settings: Any) -> Any:
+    """What exporting a checkpoint to a file found, which the manifest beside the file says too."""
+    from pyro_mvae import load_model
+    from pyro_mvae.export.manifest import check_manifest, write_manifest
+    from pyro_mvae.report import environment
+
+    path = Path(out)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists: give another name, or --overwrite")
+    model = load_model(checkpoint)
+    check_manifest(path.parent, model, overwrite=overwrite)
+    result = run(model, path, **settings)
+    write_manifest(path.parent, model, [(result, None)], versions={"pyro-mvae": __version__, **environment()})
+    return result
 
 
 @main.command(cls=Verb)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,28 @@ def convert(model: VAE, path: Path, *, part: str, precision: str, target: str) -
             # coremltools insists on the suffix
             named = temporary.with_suffix(path.suffix)
             package.save(str(named))
+            settle(named)
             if named != temporary:
                 named.rename(temporary)
+
+
+def settle(package: Path) -> None:
+    """Write a saved package's specification and manifest again, so that the same model gives the same bytes.
+
+    Maps are written in the order of their keys, and items are named after what they are instead of by chance.
+    """
+    manifest_path = package / "Manifest.json"
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    items = {item["path"]: (name, item) for name, item in manifest["itemInfoEntries"].items()}
+    names = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, path)) for path, (name, _) in items.items()}
+    manifest["itemInfoEntries"] = {names[name]: items[path][1] for path, (name, _) in sorted(items.items())}
+    root = manifest["rootModelIdentifier"]
+    specification = package / "Data" / next(path for path, (name, _) in items.items() if name == root)
+    manifest["rootModelIdentifier"] = names[root]
+    model = import_quietly("coremltools").proto.Model_pb2.Model()
+    model.ParseFromString(specification.read_bytes())
+    specification.write_bytes(model.SerializeToString(deterministic=True))
+    manifest_path.write_text(json.dumps(manifest, indent=4) + "\n", encoding="utf-8")
 
 
 def with_tables(package: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -37,6 +37,12 @@ class SVAE(VAE):
         >>> torch.allclose(vae.encode(torch.rand(2, 1, 28, 28)).norm(dim=-1), torch.ones(2))
         True
     """
+
+    meanings: Mapping[str, str] = {
+        "z": "a code, a point on the sphere: loc divided by its length",
+        "loc": "the direction that q(z|x) is around, not yet divided by its length",
+        "scale": "1 / √κ of q(z|x)",
+    }
 
     def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, family: str = "von_mises_fisher", **more: Any):
         if latent_dim < 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -65,6 +65,12 @@ class VAE(nn.Module):
     num_clusters: int | None = None
     point = False
     """Whether q(z|x) is one point, of which more samples would be the same."""
+    meanings: Mapping[str, str] = {
+        "z": "a code: loc, or loc + scale · noise, the noise drawn from N(0, 1)",
+        "loc": "the mean of q(z|x)",
+        "scale": "the standard deviation of q(z|x)",
+    }
+    """What the tensors of exported nets are."""
     likeness = "normal, fitted to them"
     """How `draw_like` does it, in words."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyro
@@ -57,6 +57,11 @@ class VQVAE(VAE):
 
     point = True
     likeness = "from a copy of its prior that is trained on them for 200 steps"
+
+    meanings: Mapping[str, str] = {
+        "z": "a code: the nearest vector of the codebook for each place, flat, the vectors' dimensions first",
+        "loc": "a vector for each place, before the codebook",
+    }
 
     def __init__(
         self,

@@ -1,0 +1,113 @@
+"""What an app or a server reads to load exported files: `manifest.json`, beside them. Its schema is in docs/manifest.md."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyro_mvae.atomic import write_text
+from pyro_mvae.export.capture import capture
+from pyro_mvae.export.verify import NUM_IMAGES, Verification
+from pyro_mvae.inference.checkpoint import checksum
+from pyro_mvae.models import VAE
+
+SCHEMA = 1
+NAME = "manifest.json"
+PIXELS_IN = {"meaning": "pixels, raw, channels first", "range": [0, 255]}
+PIXELS_OUT = {"meaning": "pixels, the location of p(x|z), channels first", "range": [0, 1]}
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest of a folder.
+
+    Raises:
+        ValueError: when there is none, it is damaged, or of a newer schema.
+
+    Example:
+        >>> describe("nowhere")
+        Traceback (most recent call last):
+            ...
+        ValueError: nowhere has no manifest.json: give a folder that files were exported to
+    """
+    file = Path(path) / NAME
+    if not file.is_file():
+        raise ValueError(f"{path} has no {NAME}: give a folder that files were exported to")
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+        schema = held["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: export the files again") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{file} has schema {schema}, expected {SCHEMA}: it is of another version of this package")
+    return held
+
+
+def check_manifest(folder: Path, model: VAE, *, overwrite: bool = False) -> None:
+    """Raise a ValueError where a folder's manifest is of another model, which would be lost."""
+    if (folder / NAME).is_file() and not overwrite and describe(folder)["model"]["sha256"] != digest(model):
+        raise ValueError(f"{folder / NAME} is of another model: give another folder, or --overwrite")
+
+
+def write_manifest(
+    folder: Path, model: VAE, files: Iterable[tuple[Verification, dict[str, float] | None]], *, versions: dict[str, str]
+) -> None:
+    """Note exported files of a model in the manifest of their folder; what it says of others of the same model stays.
+
+    Args:
+        files: each with its latency in µs, p50 and p90, where it was measured.
+        versions: of what made them.
+    """
+    known = digest(model)
+    held = describe(folder) if (folder / NAME).is_file() else None
+    entries = {entry["path"]: entry for entry in held["files"]} if held and held["model"]["sha256"] == known else {}
+    for verification, latency in files:
+        entry = entry_of(folder, model, verification) | {"latency": latency}
+        entries[entry["path"]] = entry
+    about = {"class": type(model).__name__, "config": model.config, "passes": list(model.passes), "sha256": known}
+    content = {"schema": SCHEMA, "model": about, "files": [entries[path] for path in sorted(entries)], "versions": versions}
+    write_text(folder / NAME, json.dumps(content, indent=2) + "\n")
+
+
+def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, Any]:
+    """What a manifest says of one file."""
+    graph = capture(model, verification.part, precision=verification.precision)
+    outputs = zip(graph.outputs, graph(graph.example), strict=True)
+    facts = asdict(verification)
+    path = Path(facts.pop("path"))
+    verified = {name: facts.pop(name) for name in ("max_abs_diff", "psnr_db")}
+    return {
+        "path": path.relative_to(folder).as_posix(),
+        **facts,
+        "sha256": digest_of(path),
+        "inputs": [described(model, graph.input, graph.example, PIXELS_IN)],
+        "outputs": [described(model, name, tensor, PIXELS_OUT) for name, tensor in outputs],
+        "verified": {**verified, "against": "PyTorch, at the same precision", "images": NUM_IMAGES},
+    }
+
+
+def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a tensor."""
+    about = pixels if name == "image" else {"meaning": model.meanings[name], "range": [0, None] if name == "scale" else None}
+    return {"name": name, "shape": list(tensor.shape), "type": "float32", **about}
+
+
+def digest(model: VAE) -> str:
+    """SHA-256 of a model's tensors and what it went through."""
+    return checksum(model.state_dict(), json.dumps([type(model).__name__, model.config, list(model.passes)]))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, or of a package: of the names and the contents of its files, in order."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    total = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        total.update(f"{file.relative_to(path).as_posix()}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,106 @@
+"""What an app reads: every fact of it held against the file that it is about."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pyro_mvae import Quantize, cli, save_model, verify
+from pyro_mvae.export.manifest import describe, digest_of
+from pyro_mvae.export.verify import load_artifact
+from pyro_mvae.search.student import calibrated
+from tests.catalog import EXPORTERS, MODELS
+
+VERBS = {"export-coreml": ".mlpackage", "export-executorch": ".pte", "export-onnx": ".onnx"}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    for name in ("VAE", "SVAE", "VQVAE"):
+        save_model(folder / f"{name}.safetensors", MODELS[name]((1, 16, 16)).eval())
+    save_model(folder / "int8.safetensors", calibrated(Quantize()(MODELS["MVAE"]((1, 16, 16)))))
+    return folder
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.output
+
+
+@pytest.mark.parametrize("name", ["VAE", "SVAE", "VQVAE", "int8"])
+def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
+    checkpoint = checkpoints / f"{name}.safetensors"
+    for verb, suffix in VERBS.items():
+        for part in ("encoder", "decoder"):
+            assert "differs from PyTorch by" in run(verb, checkpoint, tmp_path / f"{part}{suffix}", "--part", part)
+    manifest = describe(tmp_path)
+    assert manifest["schema"] == 1
+    assert [entry["path"] for entry in manifest["files"]] == sorted(
+        path.name for path in tmp_path.iterdir() if path.name != "manifest.json"
+    )
+    for entry in manifest["files"]:
+        path = tmp_path / entry["path"]
+        artifact = load_artifact(path)
+        assert (entry["format"], entry["part"]) == (artifact.format, artifact.part)
+        assert entry["sha256"] == digest_of(path)
+        assert entry["inputs"][0]["shape"] == list(artifact.input_shape)
+        outputs = artifact.run(torch.zeros(artifact.input_shape))
+        assert [output["shape"] for output in entry["outputs"]] == [list(output.shape) for output in outputs]
+        assert all(tensor["meaning"] for tensor in entry["inputs"] + entry["outputs"])
+        assert entry["verified"]["psnr_db"] >= 40
+    assert manifest["model"]["passes"] == (["Quantize(weight_bits=8, ranges='moving')"] if name == "int8" else [])
+
+
+def test_another_model_is_not_mixed_in(checkpoints, tmp_path):
+    run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx")
+    before = (tmp_path / "manifest.json").read_bytes()
+    message = run("export-onnx", checkpoints / "SVAE.safetensors", tmp_path / "b.onnx", code=2)
+    assert "manifest.json is of another model: give another folder, or --overwrite" in message
+    assert (tmp_path / "manifest.json").read_bytes() == before
+    assert not (tmp_path / "b.onnx").exists()
+    assert "a.onnx exists" in run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx", code=2)
+    run("export-onnx", checkpoints / "SVAE.safetensors", tmp_path / "b.onnx", "--overwrite")
+    assert [entry["path"] for entry in describe(tmp_path)["files"]] == ["b.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "damaged"), ("[]", "damaged"), ("{}", "damaged"), ('{"schema": 2}', "has schema 2, expected 1")],
+)
+def test_a_manifest_that_cannot_be_read_says_so(content, message, tmp_path):
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_the_same_model_gives_the_same_bytes(exporter, quantized, tmp_path):
+    export, suffix, settings = EXPORTERS[exporter]
+    torch.manual_seed(0)
+    model = MODELS["MVAE"]((1, 16, 16)).eval()
+    if quantized:
+        model = calibrated(Quantize()(model))
+        settings = {"precision": "int8"}
+    for part in ("encoder", "decoder"):
+        paths = [tmp_path / f"{part}-{i}{suffix}" for i in range(2)]
+        for path in paths:
+            export(model, path, part=part, **settings)
+            verify(path, model)
+        assert digest_of(paths[0]) == digest_of(paths[1])
+
+
+def test_the_digest_of_a_package_is_of_names_and_contents(tmp_path):
+    package = tmp_path / "a.mlpackage"
+    (package / "b").mkdir(parents=True)
+    (package / "b/c").write_text("one")
+    (package / "a").write_text("two")
+    one, two = (hashlib.sha256(text.encode()).hexdigest() for text in ("one", "two"))
+    assert digest_of(package) == hashlib.sha256(f"a\0{two}\nb/c\0{one}\n".encode()).hexdigest()
+    assert digest_of(package / "a") == two
