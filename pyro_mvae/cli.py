@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pyro_mvae._version import __version__
 
+PARTS = ("encoder", "decoder", "reconstruct", "anomaly")
+
 USUAL_EPOCHS = "as many as make 1,250 steps, and 8 at least"
 FAILED, USAGE, OVER_BUDGET, PROCESS_LOST, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -342,7 +344,7 @@ def miniaturize(
 @main.command(cls=Verb)
 @click.argument("checkpoint")
 @click.argument("out")
-@click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))
+@click.option("--part", default="decoder", show_default=True, type=click.Choice([*PARTS]))
 @click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "palettized", "int8"]))
 @click.option("--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS18 for int8, else iOS16.")
 @click.option("--overwrite", is_flag=True, help="Replace a package that is there.")
@@ -361,7 +363,7 @@ def export_coreml(*, checkpoint: str, out: str, overwrite: bool, **settings: Any
 @main.command(cls=Verb)
 @click.argument("checkpoint")
 @click.argument("out")
-@click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))
+@click.option("--part", default="decoder", show_default=True, type=click.Choice([*PARTS]))
 @click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
@@ -379,7 +381,7 @@ def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings:
 @main.command(cls=Verb)
 @click.argument("checkpoint")
 @click.argument("out")
-@click.option("--part", default="decoder", show_default=True, type=click.Choice(["encoder", "decoder"]))
+@click.option("--part", default="decoder", show_default=True, type=click.Choice([*PARTS]))
 @click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def export_onnx(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:

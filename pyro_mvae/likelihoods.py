@@ -60,7 +60,7 @@ class Logistic(TorchDistribution):
         below = (value - self.half_width - self.loc) / self.scale
         # σ(a) − σ(b) = σ(a) σ(−b) (1 − exp(b − a)): no cancellation, whatever the scale
         width = torch.log(-torch.expm1(-2 * self.half_width / self.scale))
-        inside = (value > self.half_width) & (value < 1 - self.half_width)
+        inside = torch.logical_and(value > self.half_width, value < 1 - self.half_width)
         return (
             torch.where(value < 1 - self.half_width, F.logsigmoid(above), 0.0)
             + torch.where(value > self.half_width, F.logsigmoid(-below), 0.0)

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_mvae.likelihoods import Precision
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import fold_batch_norm
 from pyro_mvae.nets.palette import with_weights
 from pyro_mvae.nets.quantized import as_floats, as_integer_weights, as_integers, check_calibrated, is_quantized
 
 PARTS = ("encoder", "decoder")
+WHOLES = ("reconstruct", "anomaly")
+"""What goes from an image through both parts."""
 PRECISIONS = ("float32", "float16", "palettized", "int8")
+
+
+# operations of densities that some runtime does not know, in terms of those that all do
+IN_OTHER_TERMS: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.aten.log_sigmoid.default: lambda x: -F.softplus(-x),
+    torch.ops.aten.binary_cross_entropy_with_logits.default: lambda eta, x, *more: (
+        x * F.softplus(-eta) + (1 - x) * F.softplus(eta)
+    ),
+    torch.ops.aten.where.ScalarOther: lambda chosen, a, b: torch.where(chosen, a, torch.full_like(a, b)),
+    torch.ops.aten.max.other: lambda a, b: torch.logical_or(a, b) if a.dtype == torch.bool else torch.maximum(a, b),
+}
 
 
 class EncoderGraph(nn.Module):
@@ -38,6 +56,41 @@ class DecoderGraph(nn.Module):
         return self.net(z).sigmoid()
 
 
+class ReconstructGraph(nn.Module):
+    """Raw pixels, 0–255, → the expected picture of their code, in [0, 1]."""
+
+    def __init__(self, model: VAE):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model.decoder(coded(self.model, image * (1 / 255))).sigmoid()
+
+
+class AnomalyGraph(nn.Module):
+    """Raw pixels, 0–255, → −log p(x|z) a pixel and channel, z the mean of q(z|x), in nats; (1,).
+
+    A mean and not a sum, as `anomaly_scores` gives: float16 counts to 65,504.
+    """
+
+    def __init__(self, model: VAE):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image * (1 / 255)
+        minus, theta = -self.model.decoder(coded(self.model, x)), self.model.theta
+        eta = -minus  # what leaves XNNPACK as integers did has its axes mixed up; what was negated has not
+        given = (eta, theta.usual(1)) if isinstance(theta, Precision) else (eta,)
+        return -self.model.likelihood(*given).base_dist.log_prob(x).mean((1, 2, 3))
+
+
+def coded(model: VAE, x: Tensor) -> Tensor:
+    """The mean of q(z|x), by whatever the encoder is now."""
+    outputs = model.encoder(x)
+    return model.code_of(outputs[0] if isinstance(outputs, tuple) else outputs)
+
+
 @dataclass(frozen=True, eq=False)
 class Capture:
     """One part of a model at one precision: the PyTorch reference, an example of its input, and the names of its tensors."""
@@ -51,7 +104,8 @@ class Capture:
 
     def program(self) -> torch.export.ExportedProgram:
         """The graph that exporters convert, for a batch of one."""
-        return torch.export.export(self.module, (self.example,), strict=False)
+        program = torch.export.export(self.module, (self.example,), strict=False)
+        return program.run_decompositions(IN_OTHER_TERMS) if self.part == "anomaly" else program
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """What PyTorch computes; a tuple of the outputs."""
@@ -75,16 +129,28 @@ def capture(model: VAE, part: str, *, precision: str) -> Capture:
         >>> capture(MVAE((1, 28, 28)), "encoder", precision="float16")(torch.zeros(1, 1, 28, 28))[0].shape
         torch.Size([1, 16])
     """
-    if part not in PARTS:
-        raise ValueError(f"part is {part!r}, expected one of: {', '.join(PARTS)}")
+    if part not in (*PARTS, *WHOLES):
+        raise ValueError(f"part is {part!r}, expected one of: {', '.join((*PARTS, *WHOLES))}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}")
+    if part in WHOLES:
+        return whole(model, part, precision=precision)
     net, example = model.deployable()[part]
     net = at_precision(net, precision).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     if part == "encoder":
         outputs = ("loc", "scale") if isinstance(net(example), tuple) else ("loc",)
         return Capture(part, precision, EncoderGraph(net).eval(), example, "image", outputs)
     return Capture(part, precision, DecoderGraph(net).eval(), example, "z", ("image",))
+
+
+def whole(model: VAE, part: str, *, precision: str) -> Capture:
+    """Both nets of a model as one graph."""
+    model, example = copy.deepcopy(model), model.deployable()["encoder"][1]
+    model.encoder, model.decoder = (at_precision(net, precision) for net in (model.encoder, model.decoder))
+    model = model.eval().requires_grad_(False)
+    graph, output = (ReconstructGraph, "image") if part == "reconstruct" else (AnomalyGraph, "score")
+    # a tensor of the input's name would be renamed by the exporters
+    return Capture(part, precision, graph(model).eval(), example, "image", ("picture" if output == "image" else output,))
 
 
 def at_precision(net: nn.Module, precision: str) -> nn.Module:

@@ -94,7 +94,12 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
 
 def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any]) -> dict[str, Any]:
     """What a manifest says of a tensor."""
-    about = pixels if name == "image" else {"meaning": model.meanings[name], "range": [0, None] if name == "scale" else None}
+    if name in ("image", "picture"):
+        about = pixels
+    elif name == "score":
+        about = {"meaning": "−log p(x|mean of q(z|x)) a pixel and channel, nats; higher for what is unusual", "range": None}
+    else:
+        about = {"meaning": model.meanings[name], "range": [0, None] if name == "scale" else None}
     return {"name": name, "shape": list(tensor.shape), "type": "float32", **about}
 
 

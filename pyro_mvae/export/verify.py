@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -42,17 +43,23 @@ class Verification:
 
 @dataclass(frozen=True, eq=False)
 class Artifact:
-    """A saved file as a function, with what is known of it; `precision` is None where the format doesn't say."""
+    """A saved file as a function, with what is known of it; `precision` is None where the format doesn't say.
+
+    Attributes:
+        part: what it is of a model, by the shapes of what goes in and comes out.
+    """
 
     format: str
     input_shape: tuple[int, ...]
     run: Callable[[Tensor], list[Tensor]]
     precision: str | None
 
-    @property
+    @functools.cached_property
     def part(self) -> str:
-        """Images have four dimensions, codes two."""
-        return "encoder" if len(self.input_shape) == 4 else "decoder"
+        if len(self.input_shape) == 2:
+            return "decoder"
+        outputs = self.run(torch.zeros(self.input_shape))
+        return {4: "reconstruct", 1: "anomaly"}.get(outputs[0].ndim, "encoder")
 
 
 def load_artifact(path: str | os.PathLike[str]) -> Artifact:
@@ -131,7 +138,7 @@ def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: S
     tolerance = TOLERANCES[reference.precision]
     worst, lowest = 0.0, HIGHEST_PSNR
     for name, ours, theirs in zip(reference.outputs, got, expected, strict=True):
-        span = 1.0 if name == "image" else span_of(theirs)
+        span = 1.0 if name in ("image", "picture") else span_of(theirs)
         error = (ours - theirs) / span
         difference, noise = float(error.abs().max()), float(error.square().mean())
         psnr = min(-10 * math.log10(noise), HIGHEST_PSNR) if noise > 0 else HIGHEST_PSNR
@@ -163,14 +170,14 @@ def span_of(values: Tensor) -> float:
 
 
 def inputs_for(part: str, model: VAE, images: Tensor | None) -> Tensor:
-    """Raw pixels for an encoder, codes drawn from q(z|x) of those pixels for a decoder; the same ones at each call."""
+    """Raw pixels for what takes images, codes drawn from q(z|x) of those pixels for a decoder; the same ones at each call."""
     generator = torch.Generator().manual_seed(0)
     if images is None:
         images = torch.randint(0, 256, (NUM_IMAGES, *model.image_shape), generator=generator, dtype=torch.uint8)
     if tuple(images.shape[1:]) != model.image_shape:
         raise ValueError(f"images have shape {tuple(images.shape[1:])}, the model takes {model.image_shape}")
     pixels = images[:NUM_IMAGES].float()
-    if part == "encoder":
+    if part != "decoder":
         return pixels
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

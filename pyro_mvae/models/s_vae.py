@@ -61,9 +61,9 @@ class SVAE(VAE):
         loc, scale = self.encoder(x)
         return POSTERIORS[self.family](F.normalize(loc, dim=-1), scale[:, 0] ** -2, validate_args=False)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def code_of(self, loc: Tensor) -> Tensor:
         """The direction that q(z|x) is around; (n, latent_dim), of length 1."""
-        return F.normalize(super().encode(x), dim=-1)
+        return F.normalize(loc, dim=-1)
 
     def keep_latents(self, kept: Sequence[int]) -> None:
         """As `VAE.keep_latents`; 2 or more, a sphere has no fewer dimensions."""

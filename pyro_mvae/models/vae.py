@@ -193,7 +193,11 @@ class VAE(nn.Module):
         """The mean of q(z|x); (n, latent_dim)."""
         self.check(x)
         self.check_lone(x.shape[0])
-        return self.encoder(x)[0]
+        return self.code_of(self.encoder(x)[0])
+
+    def code_of(self, loc: Tensor) -> Tensor:
+        """The mean of q(z|x), from what the encoder says of it; what exported files that go through both nets compute."""
+        return loc
 
     def decode(self, z: Tensor) -> Tensor:
         """σ(η), the location of p(x|z), as a picture in [0, 1]; (n, latent_dim) → (n, C, H, W)."""

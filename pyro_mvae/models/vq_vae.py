@@ -121,6 +121,10 @@ class VQVAE(VAE):
         self.check(x)
         return self.posterior(x).v
 
+    def code_of(self, loc: Tensor) -> Tensor:
+        """e(c), c the nearest vectors."""
+        return self.codebook.lookup(self.codebook.indices(self.codebook.split(loc)))
+
     def encode_codes(self, x: Tensor) -> Tensor:
         """c, what a file would hold of x; (n, places) of integers."""
         self.check(x)

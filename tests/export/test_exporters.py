@@ -10,10 +10,12 @@ import torch
 
 from pyro_mvae import VAE, PruneChannels, Quantize, export_coreml, export_executorch, export_onnx, fit, verify
 from pyro_mvae.compress import Palettize
+from pyro_mvae.evaluate import anomaly_scores
 from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.export import mil
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.verify import load_artifact
+from pyro_mvae.likelihoods import LIKELIHOODS
 from tests.catalog import EXPORTERS, MODELS
 
 PARTS = ("encoder", "decoder")
@@ -56,6 +58,45 @@ def test_every_model_is_exported_whole(name, exporter, images, tmp_path):
     for part in PARTS:
         result = export(model, tmp_path / f"{part}{suffix}", part=part, images=images, **settings)
         assert result.psnr_db >= 40
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_picture_comes_back_from_one_file(name, exporter, images, tmp_path):
+    """From pixels to the picture of their code, whatever lies between: a sphere, a codebook."""
+    export, suffix, settings = EXPORTERS[exporter]
+    model = having_seen(MODELS[name]((1, 16, 16)), images)
+    path = tmp_path / f"reconstruct{suffix}"
+    result = export(model, path, part="reconstruct", images=images, **settings)
+    assert (result.part, load_artifact(path).part) == ("reconstruct", "reconstruct")
+    with torch.no_grad():
+        expected = model.decode(model.encode(images[:1].float() / 255))
+    (picture,) = load_artifact(path).run(images[:1].float())
+    torch.testing.assert_close(picture, expected, atol=1e-2, rtol=0)
+
+
+SCORED = [
+    *[("VAE", {"likelihood": likelihood}, True) for likelihood in LIKELIHOODS],
+    *[("VAE", {"likelihood": "logistic", "theta": theta}, False) for theta in ("gamma", "weights")],
+    *[("SVAE", {}, quantized) for quantized in (False, True)],
+    ("VQVAE", {"likelihood": "gaussian"}, False),
+]
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize(("name", "more", "quantized"), SCORED, ids=str)
+def test_what_is_unusual_has_the_score_that_pytorch_gives_it(name, more, exporter, quantized, images, tmp_path):
+    export, suffix, settings = EXPORTERS[exporter]
+    model = having_seen(MODELS[name]((1, 16, 16), **more), images)
+    if quantized:
+        model, settings = Quantize()(model, images).eval(), {"precision": "int8"}
+    path = tmp_path / f"anomaly{suffix}"
+    result = export(model, path, part="anomaly", images=images, **settings)
+    assert (result.part, load_artifact(path).part) == ("anomaly", "anomaly")
+    some = images[:4]
+    scores = torch.cat([load_artifact(path).run(image[None].float())[0] for image in some])
+    expected = anomaly_scores(model, some) / some[0].numel()
+    torch.testing.assert_close(scores, expected, rtol=0.02, atol=0.02 * float(expected.abs().mean()))
 
 
 @pytest.mark.parametrize("name", MODELS)
