@@ -287,7 +287,7 @@ def named(value: object) -> str:
     return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else repr(value)
 
 
-def check_settings(model: Any, images: Tensor, *, epochs: int, batch_size: int, seed: int, **rates: float | None) -> None:
+def check_settings(model: Any, images: Tensor, *, epochs: Any, batch_size: Any, seed: Any, **rates: Any) -> None:
     """Raise a ValueError for what `fit` would not begin with; for whoever wants to know before a folder is made.
 
     Args:
