@@ -150,7 +150,7 @@ def calls(model: VAE, paths: Mapping[str, Path], images: Tensor) -> Callable[[],
 
 
 def searched(subject: Subject, *, macs: bool = True) -> tuple[VAE, dict[str, Any]]:
-    """The student that the search finds within a fiftieth of the bytes and, where they count, a thirtieth of the multiply-adds."""
+    """The student found within a fiftieth of the bytes and, where they count, a thirtieth of the multiply-adds."""
     teacher, case = subject.teacher, subject.case
     budget = Budget(kb=float_bytes(teacher) / SMALLER / KB, macs=num_macs(teacher) / FEWER_MACS if macs else None)
     out = RUNS / f"compress-{'search' if macs else 'size'}-{subject.name}"
