@@ -59,7 +59,7 @@ def record(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Mapping[str, An
     """Print figures and write them to `results/NAME.json` with the command, the machine and the versions."""
 
     def record(name: str, figures: Mapping[str, Any]) -> None:
-        command = shlex.join(["pytest", *sys.argv[1:]])
+        command = shlex.join(["pytest", *(word.replace(str(Path.cwd().parent), "..") for word in sys.argv[1:])])
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         content = {"command": command, "when": when, "cores": os.cpu_count(), **environment(), "figures": figures}
         write_text(RESULTS / f"{name}.json", json.dumps(content, indent=2) + "\n")
