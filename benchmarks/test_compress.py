@@ -281,12 +281,12 @@ def test_compress_anomaly(left_out, request, record):
     how: dict[str, Any] = {"batch_size": 128, "seed": 0, "resume": True}
     path = RUNS / f"compress-anomaly-{left_out}.safetensors"
     model, _ = fit_stage(MVAE(data.shape, 20), normal, path, epochs=8, lr=4e-3, **how)
-    quantized = Quantize()(model.eval(), normal.train.images)
+    after, quantized = (Quantize()(model.eval(), normal.train.images).eval() for _ in range(2))
     path = RUNS / f"compress-anomaly-{left_out}-int8.safetensors"
     small, _ = fit_stage(quantized, normal, path, epochs=3, lr=1e-3, penalties=[penalties.Distill(1.0, folded(model))], **how)
     found = {
         name: round(anomaly_auc(each, normal.test.images, anomalous, binarization=data.binarization).value, 5)
-        for name, each in {"float32": model, "after training": quantized.eval(), "in training": small}.items()
+        for name, each in {"float32": model, "after training": after, "in training": small}.items()
     }
     losses = {name: round(found["float32"] - found[name], 5) for name in ("after training", "in training")}
     record(f"compress-anomaly-{left_out}", {"auc": found, "auc_loss": losses, "goal": 0.001})
