@@ -9,7 +9,7 @@ search in a folder there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,10 @@ SAMPLES = 25
 
 @dataclass(frozen=True)
 class Case:
-    """A data set, its teacher, and how long things are trained on it: epochs of a net from scratch, of one that is trained on,
-    and of one trained with rounding; minutes of the search."""
+    """A data set, its teacher, and how long things are trained on it.
+
+    `fit` is of what is trained from scratch, `more` the epochs after a pass, `rounding` those with rounding, `minutes` of search.
+    """
 
     option: str
     spec: str
@@ -53,10 +55,6 @@ class Case:
     rounding: int
     minutes: float
     sparse: tuple[float, float] = (0.1, 0.1)  # the threshold, and λ of (21)
-    epochs: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "epochs", self.fit["epochs"])
 
 
 CASES = {

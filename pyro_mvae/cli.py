@@ -341,13 +341,25 @@ def miniaturize(
     click.echo(f"{Path(out) / 'student.safetensors'} is {found.name}; look at {Path(out) / 'pareto.html'}")
 
 
+def exports(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command that exports is given."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace a file that is there."),
+        click.option("--part", default="decoder", show_default=True, type=click.Choice([*PARTS])),
+        click.argument("out"),
+        click.argument("checkpoint"),
+    ):
+        command = option(command)
+    return command
+
+
+float_or_int8 = click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")
+
+
 @main.command(cls=Verb)
-@click.argument("checkpoint")
-@click.argument("out")
-@click.option("--part", default="decoder", show_default=True, type=click.Choice([*PARTS]))
+@exports
 @click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "palettized", "int8"]))
 @click.option("--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS18 for int8, else iOS16.")
-@click.option("--overwrite", is_flag=True, help="Replace a package that is there.")
 def export_coreml(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
     """Write one part of the model in CHECKPOINT as a Core ML package, OUT.mlpackage, and compare it with PyTorch.
 
@@ -361,11 +373,8 @@ def export_coreml(*, checkpoint: str, out: str, overwrite: bool, **settings: Any
 
 
 @main.command(cls=Verb)
-@click.argument("checkpoint")
-@click.argument("out")
-@click.option("--part", default="decoder", show_default=True, type=click.Choice([*PARTS]))
-@click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@exports
+@float_or_int8
 def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
     """Write one part of the model in CHECKPOINT as an ExecuTorch program, OUT.pte, run it and compare it with PyTorch.
 
@@ -379,11 +388,8 @@ def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings:
 
 
 @main.command(cls=Verb)
-@click.argument("checkpoint")
-@click.argument("out")
-@click.option("--part", default="decoder", show_default=True, type=click.Choice([*PARTS]))
-@click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")
-@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+@exports
+@float_or_int8
 def export_onnx(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
     """Write one part of the model in CHECKPOINT as an ONNX model, OUT.onnx, run it and compare it with PyTorch.
 

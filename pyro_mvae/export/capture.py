@@ -115,11 +115,11 @@ class Capture:
 
 
 def capture(model: VAE, part: str, *, precision: str) -> Capture:
-    """Take a part of a model at a precision.
+    """Take a part of a model, or both from an image on, at a precision.
 
     At "int8" a quantised model gives its integers, weights and activations; any other gives integer weights alone, which Core ML
-    can use. At "float32" and "float16" a quantised model gives its rounded weights as floats. "palettized" is
-    float16 whose files hold palettes.
+    can use. At "float32" and "float16" a quantised model gives its rounded weights as floats.
+    "palettized" is float16 whose files hold palettes.
 
     Raises:
         ValueError: for an unknown part or precision, or a quantised model that was never fitted.
@@ -148,9 +148,9 @@ def whole(model: VAE, part: str, *, precision: str) -> Capture:
     model, example = copy.deepcopy(model), model.deployable()["encoder"][1]
     model.encoder, model.decoder = (at_precision(net, precision) for net in (model.encoder, model.decoder))
     model = model.eval().requires_grad_(False)
-    graph, output = (ReconstructGraph, "image") if part == "reconstruct" else (AnomalyGraph, "score")
-    # a tensor of the input's name would be renamed by the exporters
-    return Capture(part, precision, graph(model).eval(), example, "image", ("picture" if output == "image" else output,))
+    # "picture": exporters would rename an output that is called as the input is
+    graph, output = (ReconstructGraph, "picture") if part == "reconstruct" else (AnomalyGraph, "score")
+    return Capture(part, precision, graph(model).eval(), example, "image", (output,))
 
 
 def at_precision(net: nn.Module, precision: str) -> nn.Module:

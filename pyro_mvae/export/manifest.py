@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_mvae.atomic import write_text
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.verify import NUM_IMAGES, Verification
-from pyro_mvae.inference.checkpoint import checksum
+from pyro_mvae.inference.checkpoint import digest
 from pyro_mvae.models import VAE
 
 SCHEMA = 1
@@ -101,11 +101,6 @@ def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any]) -> 
     else:
         about = {"meaning": model.meanings[name], "range": [0, None] if name == "scale" else None}
     return {"name": name, "shape": list(tensor.shape), "type": "float32", **about}
-
-
-def digest(model: VAE) -> str:
-    """SHA-256 of a model's tensors and what it went through."""
-    return checksum(model.state_dict(), json.dumps([type(model).__name__, model.config, list(model.passes)]))
 
 
 def digest_of(path: Path) -> str:

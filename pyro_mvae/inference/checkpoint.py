@@ -87,6 +87,17 @@ def checksum(tensors: dict[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
+def digest(model: VAE) -> str:
+    """SHA-256 of a model's tensors, what it was made with and what it went through.
+
+    Example:
+        >>> model, other = models.MVAE((1, 8, 8), 4), models.MVAE((1, 8, 8), 4)
+        >>> digest(model) == digest(model), digest(model) == digest(other)
+        (True, False)
+    """
+    return checksum(model.state_dict(), json.dumps([type(model).__name__, model.config, list(model.passes)]))
+
+
 def previous(path: Path) -> Path:
     """Where the checkpoint before the one at `path` is.
 

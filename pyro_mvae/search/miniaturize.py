@@ -22,7 +22,7 @@ from pyro_mvae.data.holdout import held_out
 from pyro_mvae.data.images import Split
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
-from pyro_mvae.inference.checkpoint import checksum, load_model, save_model
+from pyro_mvae.inference.checkpoint import checksum, digest, load_model, save_model
 from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.models import VAE
 from pyro_mvae.search.budget import UNITS, Budget, Cost
@@ -145,8 +145,7 @@ def miniaturize(
 def digests(teacher: VAE, data: Data) -> dict[str, str]:
     """What tells another teacher, or other data, from those that a folder was begun with."""
     images = {"train": data.train.images, "test": data.test.images}
-    known = {"teacher": checksum(teacher.state_dict(), repr(teacher.config)), "data": checksum(images, data.binarization)}
-    return {name: digest[:16] for name, digest in known.items()}
+    return {"teacher": digest(teacher)[:16], "data": checksum(images, data.binarization)[:16]}
 
 
 def searched(
