@@ -22,7 +22,7 @@ BUDGET_KB, SMALLER, NATS = 64, 20, 2.0
 def test_build(seed, tmp_path, record):
     out = tmp_path / "build"
     command = ["build", "--data", "digits", "--budget-kb", str(BUDGET_KB), "--seed", str(seed), "--out", str(out), "--json"]
-    printed = subprocess.run([sys.executable, "-m", "pyro_mvae.cli", *command], check=True, capture_output=True, text=True)
+    printed = subprocess.run([sys.executable, "-m", "pyro_mvae", *command], check=True, capture_output=True, text=True)
     report = json.loads(printed.stdout)
     teacher = load_model(out / "checkpoints/teacher.safetensors").eval()
     figures = size_figures(report, teacher) | nll_figures(report) | {"build_seconds": report["seconds"]}

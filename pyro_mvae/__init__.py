@@ -29,7 +29,9 @@ from pyro_mvae.inference import (
     write_tensorboard,
 )
 from pyro_mvae.inference.checkpoint import load_model, save_model
+from pyro_mvae.latency import benchmark
 from pyro_mvae.models import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, VaDE
+from pyro_mvae.monitor import monitor, set_baseline
 from pyro_mvae.report import Report
 from pyro_mvae.search import Budget, BudgetError, miniaturize
 from pyro_mvae.train import train
@@ -56,6 +58,7 @@ __all__ = [
     "VaDE",
     "Verification",
     "__version__",
+    "benchmark",
     "build",
     "compare",
     "compile_elbo",
@@ -70,9 +73,11 @@ __all__ = [
     "load_data",
     "load_model",
     "miniaturize",
+    "monitor",
     "negative_log_likelihood",
     "penalties",
     "save_model",
+    "set_baseline",
     "train",
     "tuning",
     "verify",

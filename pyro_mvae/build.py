@@ -16,7 +16,7 @@ from pyro_mvae._version import __version__
 from pyro_mvae.atomic import remove, write_text
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
-from pyro_mvae.evaluate.cost import latency, num_macs, num_params
+from pyro_mvae.evaluate.cost import num_macs, num_params
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
 from pyro_mvae.export import export_coreml, export_executorch, export_onnx
 from pyro_mvae.export.capture import PARTS
@@ -25,7 +25,10 @@ from pyro_mvae.export.manifest import write_manifest
 from pyro_mvae.export.verify import Verification, inputs_for, load_artifact
 from pyro_mvae.inference.checkpoint import save_model
 from pyro_mvae.inference.stage import fit_stage
+from pyro_mvae.latency.timing import latency
 from pyro_mvae.models import VAE, model_class
+from pyro_mvae.monitor import WRITTEN as MONITORED
+from pyro_mvae.monitor import set_baseline
 from pyro_mvae.report import Report, environment
 from pyro_mvae.search import Budget, Student, make_student
 from pyro_mvae.search.budget import KB
@@ -33,7 +36,7 @@ from pyro_mvae.train import initialized, usual_epochs
 
 NEEDED_BYTES = 200_000_000
 SETTINGS, CHECKPOINTS = "build.json", "checkpoints"
-REPORTS = ("report.json", "report.html", MANIFEST)
+REPORTS = ("report.json", "report.html", MANIFEST, *MONITORED)
 
 # file name, exporter, and what else it is told
 FILES: dict[str, tuple[Callable[..., Verification], dict[str, str]]] = {
@@ -124,6 +127,7 @@ def build(
     latencies = [{name: entry[name] for name in ("p50_us", "p90_us")} if entry["p50_us"] else None for entry in timed]
     versions = {"pyro-mvae": __version__, **environment()}
     write_manifest(out, student, zip(artifacts, latencies, strict=True), versions=versions)
+    set_baseline(out, images, model=student, seed=settings.seed, progress=progress)
     named = {"teacher": teacher, "student": student}
     report = Report(
         version=__version__,

@@ -16,13 +16,13 @@ import torch
 from pyro_mvae.atomic import write_text
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data
-from pyro_mvae.evaluate.cost import latency
 from pyro_mvae.export import export_executorch
 from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.verify import inputs_for, load_artifact
 from pyro_mvae.failures import reported
 from pyro_mvae.inference import fit
 from pyro_mvae.inference.penalties import Penalty
+from pyro_mvae.latency.timing import latency
 from pyro_mvae.models import VAE
 from pyro_mvae.report import environment
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -112,6 +112,28 @@ def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = N
     if bound is not None:
         plane.axvline(bound, linestyle=":", color="tab:gray")
     plane.set(xlabel=label, ylabel="held-out bound, nats per image")
+    return png(figure)
+
+
+def series(
+    columns: Mapping[str, Sequence[float]], bounds: Mapping[str, Mapping[str, float]], *, labels: Mapping[str, str]
+) -> bytes:
+    """Figures over time, a panel for each, its bound dotted and what crosses it red.
+
+    Example:
+        >>> series({"nll": [1.0, 3.0]}, {"nll": {"at_most": 2.0}}, labels={"nll": "nats"})[:4]
+        b'\\x89PNG'
+    """
+    figure = Figure(figsize=(4 * len(columns), 3.0))
+    for axis, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(columns))), columns.items(), strict=True):
+        low, high = (bounds.get(name, {}).get(end, other) for end, other in (("at_least", -math.inf), ("at_most", math.inf)))
+        axis.plot(range(1, len(values) + 1), values, color="tab:blue", marker=".")
+        beyond = [(number, value) for number, value in enumerate(values, 1) if not low <= value <= high]
+        axis.scatter([number for number, _ in beyond], [value for _, value in beyond], color="tab:red", zorder=3)
+        for bound in (low, high):
+            if math.isfinite(bound):
+                axis.axhline(bound, linestyle=":", color="tab:gray")
+        axis.set(title=labels[name], xlabel="reading")
     return png(figure)
 
 

@@ -152,8 +152,9 @@ def filled(title: str, header: list[str], rows: list[list[str]]) -> Table:
 
 def environment() -> dict[str, str]:
     """Versions of what computes, and the processor."""
-    packages = {"torch": "torch", "pyro": "pyro-ppl", "coremltools": "coremltools", "executorch": "executorch"}
-    return {"python": platform.python_version(), **{name: version(package) for name, package in packages.items()}, "cpu": cpu()}
+    packages = ("torch", "pyro-ppl", "coremltools", "executorch", "onnxruntime")
+    versions = {name.removesuffix("-ppl"): version(name) for name in packages}
+    return {"python": platform.python_version(), **versions, "cpu": cpu()}
 
 
 def cpu() -> str:

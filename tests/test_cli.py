@@ -151,7 +151,7 @@ def test_miniaturize_finds_a_student_or_says_how_near_one_can_come(tmp_path):
 
 def test_ctrl_c_leaves_a_build_that_resumes(tmp_path):
     pictures, out = picture_folder(tmp_path / "pictures", 300), tmp_path / "out"
-    command = [sys.executable, "-m", "pyro_mvae.cli", "build", "--data", f"folder:{pictures}", "--size", "16", "--out", str(out)]
+    command = [sys.executable, "-m", "pyro_mvae", "build", "--data", f"folder:{pictures}", "--size", "16", "--out", str(out)]
     process = subprocess.Popen([*command, "--epochs", "500", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     state = out / "checkpoints/teacher.training.safetensors"
     deadline = time.monotonic() + 120

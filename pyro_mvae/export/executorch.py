@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,17 +118,30 @@ def load_executorch(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], lis
         ValueError: when the file is no program.
     """
     try:
-        with no_native_messages():
-            method = runtime().load_program(path).load_method("forward")
-            assert method is not None
-            shape = tuple(method.metadata.input_tensor_meta(0).sizes())
-            # the first run starts the threads, which has C++ describe the processor
-            method.execute([torch.zeros(shape)])
+        return loaded(path)
     except RuntimeError as error:
         raise ValueError(f"{path} is damaged or no ExecuTorch program: {error}") from error
 
-    def run(x: Tensor) -> list[Tensor]:
-        # the runtime gives views of its own memory, which the next call overwrites
-        return [torch.as_tensor(output).clone() for output in method.execute([x])]
 
-    return shape, run
+def loaded(content: Path | bytes) -> tuple[tuple[int, ...], Program]:
+    """A program, or its file, as its input's shape and a function; RuntimeError for what is none."""
+    with no_native_messages():
+        program = runtime().load_program(content)
+        method = program.load_method("forward")
+        assert method is not None
+        shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+        # the first run starts the threads, which has C++ describe the processor
+        method.execute([torch.zeros(shape)])
+    return shape, Program(method, kept=(content, program))
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A loaded method as a function. `kept` is the memory that the method reads from without owning it."""
+
+    method: Any
+    kept: tuple[object, ...]
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        # the runtime gives views of its own memory, which the next call overwrites
+        return [torch.as_tensor(output).clone() for output in self.method.execute([x])]

@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.export.capture import capture
+from pyro_mvae.export.capture import PARTS, capture
 from pyro_mvae.export.verify import NUM_IMAGES, Verification
 from pyro_mvae.inference.checkpoint import digest
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.macs import macs_of
 
 SCHEMA = 1
 NAME = "manifest.json"
@@ -66,13 +67,22 @@ def write_manifest(
     """
     known = digest(model)
     held = describe(folder) if (folder / NAME).is_file() else None
-    entries = {entry["path"]: entry for entry in held["files"]} if held and held["model"]["sha256"] == known else {}
+    if held and held["model"]["sha256"] != known:
+        held = None
+    entries = {entry["path"]: entry for entry in held["files"]} if held else {}
     for verification, latency in files:
         entry = entry_of(folder, model, verification) | {"latency": latency}
         entries[entry["path"]] = entry
     about = {"class": type(model).__name__, "config": model.config, "passes": list(model.passes), "sha256": known}
     content = {"schema": SCHEMA, "model": about, "files": [entries[path] for path in sorted(entries)], "versions": versions}
+    if held and "monitoring" in held:
+        content["monitoring"] = held["monitoring"]
     write_text(folder / NAME, json.dumps(content, indent=2) + "\n")
+
+
+def write_monitoring(folder: Path, about: dict[str, Any]) -> None:
+    """Note in the manifest of a folder what readings of its files are held to."""
+    write_text(folder / NAME, json.dumps({**describe(folder), "monitoring": about}, indent=2) + "\n")
 
 
 def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, Any]:
@@ -86,10 +96,23 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
         "path": path.relative_to(folder).as_posix(),
         **facts,
         "sha256": digest_of(path),
+        "macs": part_macs(model, verification.part),
         "inputs": [described(model, graph.input, graph.example, PIXELS_IN)],
         "outputs": [described(model, name, tensor, PIXELS_OUT) for name, tensor in outputs],
         "verified": {**verified, "against": "PyTorch, at the same precision", "images": NUM_IMAGES},
     }
+
+
+def part_macs(model: VAE, part: str) -> int:
+    """Multiply-adds of a part; of both nets, for what goes from an image through both.
+
+    Example:
+        >>> model = VAE((1, 8, 8))
+        >>> part_macs(model, "anomaly") == part_macs(model, "encoder") + part_macs(model, "decoder")
+        True
+    """
+    nets = model.deployable()
+    return sum(macs_of(*nets[each]) for each in ((part,) if part in PARTS else PARTS))
 
 
 def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pyro_mvae.evaluate.cost import latency, num_macs
+from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.export.executorch import load_executorch, lower_parts
 from pyro_mvae.export.verify import inputs_for
+from pyro_mvae.latency.timing import latency
 from pyro_mvae.models import VAE
 
 KB = 1000

@@ -18,9 +18,9 @@ from pyro_mvae import load_model
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data, Split
 from pyro_mvae.evaluate.cost import num_macs
+from pyro_mvae.latency.blocks import Block, LatencyTable, blocks, measured
 from pyro_mvae.nets.quantized import is_quantized
 from pyro_mvae.search import Budget, BudgetError, Cost, cost_of, miniaturize
-from pyro_mvae.search.latency import Block, LatencyTable, blocks, measured
 from pyro_mvae.search.miniaturize import with_held_out
 from pyro_mvae.search.pareto import front
 from pyro_mvae.search.plans import SCALES, Plan, candidates, shapes
@@ -117,7 +117,7 @@ def test_blocks_are_measured_once_a_machine(tmp_path, monkeypatch):
         asked.append(block)
         return 1.0 + block.in_channels * block.out_channels / block.groups
 
-    monkeypatch.setattr(sys.modules["pyro_mvae.search.latency"], "measured", some)
+    monkeypatch.setattr(sys.modules["pyro_mvae.latency.blocks"], "measured", some)
     model = MODELS["MVAE"]((1, 16, 16))
     table = LatencyTable(tmp_path / "table.json")
     first = table.estimate(model)

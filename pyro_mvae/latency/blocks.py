@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, replace
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.evaluate.cost import latency
-from pyro_mvae.export.executorch import load_executorch, lowered
+from pyro_mvae.export.executorch import loaded, lowered
+from pyro_mvae.latency.timing import latency
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS
 from pyro_mvae.nets.modes import evaluating
@@ -140,7 +139,4 @@ def measured(block: Block) -> float:
         net, x = block.net(), torch.rand(1, block.in_channels, block.height, block.width)
         net.train()(x)
         program = torch.export.export(as_integers(net.eval()), (x,), strict=False)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "block.pte"
-        path.write_bytes(lowered(program))
-        return latency(load_executorch(path)[1], x).p50_us
+    return latency(loaded(lowered(program))[1], x).p50_us

@@ -1,0 +1,68 @@
+"""`pyro-mvae miniaturize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from pyro_mvae import Budget, load_data, load_model
+from pyro_mvae import miniaturize as run
+from pyro_mvae.cli.terminal import Verb, progress_bars
+from pyro_mvae.report import filled
+from pyro_mvae.search.pareto import as_text
+from pyro_mvae.side_by_side import cores
+from pyro_mvae.train import suited
+
+
+@click.command(cls=Verb)
+@click.argument("checkpoint")
+@click.option("--data", default="digits", show_default=True, metavar="SPEC", help="As in build: what the model was trained on.")
+@click.option("--budget-kb", type=float, help="Size of int8 encoder.pte and decoder.pte together, 1000 bytes each.")
+@click.option("--max-latency-us", type=float, help="µs to encode and decode an image, p50, one thread of this machine.")
+@click.option("--max-macs", type=float, help="Multiply-adds to encode and decode an image.")
+@click.option("--max-nll-loss", type=float, help="Nats per test image above the model's NLL.")
+@click.option("--minutes", default=10.0, show_default=True, help="Of training; measuring comes on top.")
+@click.option("--weight-bits", multiple=True, type=int, default=(8,), show_default=True, help="May be given again.")
+@click.option("--latent-dim", "latent_dims", multiple=True, type=int, help="May be given again; by default what the model uses.")
+@click.option("--nll-samples", default=25, show_default=True, help="Importance samples for each test image.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--processes", type=int, help="How many students are trained at a time; by default one for each core.")
+@click.option("--out", default="small", show_default=True, help="The folder to make, or to go on in.")
+def miniaturize(
+    *,
+    checkpoint: str,
+    data: str,
+    budget_kb: float | None,
+    max_latency_us: float | None,
+    max_macs: float | None,
+    max_nll_loss: float | None,
+    latent_dims: tuple[int, ...],
+    processes: int | None,
+    out: str,
+    **settings: Any,
+) -> None:
+    """Search the best int8 student of the model in CHECKPOINT within a budget; called again, it goes on where it stopped.
+
+    \b
+    Example:
+      pyro-mvae miniaturize vae.safetensors --budget-kb 48 --max-latency-us 200 --out small
+    """
+    budget = Budget(kb=budget_kb, macs=max_macs, latency_us=max_latency_us, nll_loss=max_nll_loss)
+    teacher = load_model(checkpoint)
+    with progress_bars() as progress:
+        images = suited(load_data(data, size=teacher.image_shape[1], progress=progress), teacher.config["likelihood"])
+        found = run(
+            teacher,
+            images,
+            budget=budget,
+            latent_dims=latent_dims or None,
+            processes=cores() if processes is None else processes,
+            out=out,
+            progress=progress,
+            **settings,
+        )
+    Console().print(filled(f"Students of {checkpoint}", *as_text(found.table)))
+    click.echo(f"{Path(out) / 'student.safetensors'} is {found.name}; look at {Path(out) / 'pareto.html'}")

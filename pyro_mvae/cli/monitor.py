@@ -1,0 +1,48 @@
+"""`pyro-mvae monitor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from pyro_mvae import load_data, load_model, set_baseline
+from pyro_mvae import monitor as run
+from pyro_mvae.cli.terminal import CROSSED, Verb, progress_bars
+from pyro_mvae.export.manifest import describe
+from pyro_mvae.monitor import PAGE_NAME, as_text
+from pyro_mvae.report import filled
+from pyro_mvae.train import suited
+
+
+@click.command(cls=Verb)
+@click.argument("folder")
+@click.option("--data", default="digits", show_default=True, metavar="SPEC", help="As in build: what the app sees now.")
+@click.option("--split", default="test", show_default=True, help="test, or all where no image was trained on.")
+@click.option("--checkpoint", metavar="CHECKPOINT", help="What the files were exported from, where it is not in FOLDER.")
+@click.option("--baseline", is_flag=True, help="Set what later readings are held to; --data is what was trained on.")
+def monitor(*, folder: str, data: str, split: str, checkpoint: str | None, baseline: bool) -> None:
+    """Measure the exported files in FOLDER on fresh data: NLL, reconstructions, drift of codes, latency.
+
+    Readings are added to monitor.jsonl and drawn in monitor.html; one beyond a bound of manifest.json ends with exit code 4.
+
+    \b
+    Example:
+      pyro-mvae monitor build --data digits
+    """
+    config = describe(folder)["model"]["config"]
+    model = load_model(checkpoint) if checkpoint else None
+    with progress_bars() as progress:
+        images = suited(load_data(data, size=config["image_shape"][1], progress=progress), config["likelihood"])
+        if baseline:
+            bounds = set_baseline(folder, images, model=model, progress=progress)
+            click.echo(f"{Path(folder) / 'manifest.json'} has bounds now: {bounds}")
+            return
+        reading = run(folder, images, model=model, split=split, progress=progress)
+    Console().print(filled(f"{folder}, now", *as_text([reading])))
+    click.echo(f"All readings are in {Path(folder) / PAGE_NAME}")
+    if reading.crossed:
+        click.echo(f"crossed: {', '.join(reading.crossed)}", err=True)
+        sys.exit(CROSSED)

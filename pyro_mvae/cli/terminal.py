@@ -1,0 +1,92 @@
+"""What every verb shares: bars of progress, and mistakes that end in one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pyro_mvae.inference.parallel import ProcessLost
+from pyro_mvae.search import BudgetError
+
+USUAL_EPOCHS = "as many as make 1,250 steps, and 8 at least"
+FAILED, USAGE, OVER_BUDGET, CROSSED, PROCESS_LOST, INTERRUPTED = 1, 2, 3, 4, 5, 130
+
+
+@contextmanager
+def progress_bars(*, shown: bool = True):
+    """Bars with the time left, and notes such as how long compiling took, on standard error; nothing when that is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bars:
+
+        def track(steps: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+            return bars.track(steps, total=total, description=description)
+
+        notes = logging.Handler(logging.INFO)
+        notes.emit = lambda record: None if bars.disable else bars.console.print(record.getMessage(), style="dim", markup=False)
+        logger = logging.getLogger("pyro_mvae")
+        logger.addHandler(notes)
+        logger.setLevel(logging.INFO)
+        try:
+            yield track
+        finally:
+            logger.removeHandler(notes)
+
+
+class Verb(click.Command):
+    """A command whose mistakes end in one line and an exit code, never in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BudgetError as error:
+            fail(error, OVER_BUDGET)
+        except KeyboardInterrupt as error:
+            fail(f"{str(error) or 'interrupted'}{advice(ctx)}", INTERRUPTED)
+        except FloatingPointError as error:
+            fail(f"{error}{advice(ctx)}", USAGE)
+        except ProcessLost as error:
+            fail(f"{error}; start it again with --resume", PROCESS_LOST)
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error, USAGE)
+        except ValueError as error:
+            fail(error, USAGE)
+
+
+def fail(message: object, code: int) -> None:
+    text = " ".join(str(message).split())
+    click.echo(f"error: {text}", err=True)
+    raise SystemExit(code)
+
+
+def advice(ctx: click.Context) -> str:
+    """How to take up what was interrupted."""
+    out = ctx.params.get("out")
+    return f"; go on with: pyro-mvae {ctx.info_name} --out {out} --resume" if out and (Path(out) / "build.json").exists() else ""
+
+
+class Verbs(click.Group):
+    """The verbs; what click itself finds wrong ends in one line too."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            super().main(*args, **{**extra, "standalone_mode": False})
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            fail(f"{error.format_message()} {f'See: {context.command_path} --help' if context else ''}", USAGE)
+        except click.Abort:
+            fail("interrupted", INTERRUPTED)
+        raise SystemExit(0)

@@ -1,0 +1,78 @@
+"""What became slower from one benchmark to another, beyond noise."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_mvae.latency.peaks import Peaks
+
+WITHIN = 0.05
+
+
+def regressions(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float]:
+    """Rows that became slower beyond noise, and how many times as slow they are, p50.
+
+    A row counts when it is slower by more than 5 %, the spread that MLPerf allows, and by more than three times the noise of
+    both runs, as it stands and also with what the machine itself became slower by, its peak at that precision, taken out.
+
+    Raises:
+        ValueError: for figures of another schema or another processor.
+
+    Example:
+        >>> peaks = {"gemm_float32": 1, "conv_float32": 1, "conv_int8": 1, "copy": 1}
+        >>> run = {"schema": 1, "environment": {"cpu": "one"}, "peaks": peaks}
+        >>> row = {"name": "a", "precision": "int8", "noise": 0.01}
+        >>> fast, slow = ({**run, "rows": [{**row, "p50_us": time}]} for time in (10.0, 12.0))
+        >>> regressions(slow, fast), regressions(fast, slow)
+        ({'a': 1.2}, {})
+    """
+    for key, what in (("schema", "schema"), ("environment", "processor")):
+        ours, theirs = ((run[key] if key == "schema" else run[key]["cpu"]) for run in (now, before))
+        if ours != theirs:
+            raise ValueError(f"figures of another {what} can't be compared: {theirs}, expected {ours}")
+    machine = {precision: peak_of(now, precision) / peak_of(before, precision) for precision in ("float32", "int8")}
+    timed = {each["name"]: each for each in before["rows"] if "p50_us" in each}
+    slower: dict[str, float] = {}
+    for each in now["rows"]:
+        if "p50_us" not in each or each["name"] not in timed:
+            continue
+        other = timed[each["name"]]
+        ratio = each["p50_us"] / other["p50_us"]
+        allowed = 1 + max(WITHIN, 3 * math.hypot(each["noise"], other["noise"]))
+        if min(ratio, ratio * machine[each["precision"]]) > allowed:
+            slower[each["name"]] = round(ratio, 3)
+    return slower
+
+
+def peak_of(run: Mapping[str, Any], precision: str) -> float:
+    peaks = {name: value for name, value in run["peaks"].items() if name != "unit"}
+    return Peaks(**peaks).macs_per_second(precision)
+
+
+def read_benchmark(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What an earlier `benchmark` wrote.
+
+    Raises:
+        ValueError: when there is none, or it is damaged.
+
+    Example:
+        >>> read_benchmark("nowhere.json")
+        Traceback (most recent call last):
+            ...
+        ValueError: no figures at nowhere.json: give a JSON file that benchmark wrote
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no figures at {path}: give a JSON file that benchmark wrote")
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if not {"schema", "environment", "peaks", "rows"} <= held.keys():
+            raise ValueError
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, or no file that benchmark wrote") from error
+    return held
