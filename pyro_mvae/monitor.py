@@ -287,3 +287,13 @@ def as_text(series: list[Reading]) -> tuple[list[str], list[list[str]]]:
         for each in series
     ]
     return header, rows
+
+
+def beside_bounds(reading: Reading, bounds: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for people: a reading's figures, and what they are held to."""
+
+    def row(name: str, label: str) -> list[str]:
+        bound = ", ".join(f"{end.replace('_', ' ')} {value:,.5g}" for end, value in bounds.get(name, {}).items())
+        return [label, f"{getattr(reading, name):,.5g}", bound, "crossed" if name in reading.crossed else ""]
+
+    return ["", "now", "bound", ""], [row(*each) for each in NAMES.items()]

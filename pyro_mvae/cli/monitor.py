@@ -12,7 +12,8 @@ from pyro_mvae import load_data, load_model, set_baseline
 from pyro_mvae import monitor as run
 from pyro_mvae.cli.terminal import CROSSED, Verb, progress_bars
 from pyro_mvae.export.manifest import describe
-from pyro_mvae.monitor import PAGE_NAME, as_text
+from pyro_mvae.monitor import PAGE_NAME, beside_bounds
+from pyro_mvae.monitor import baseline as baseline_of
 from pyro_mvae.report import filled
 from pyro_mvae.train import suited
 
@@ -41,7 +42,8 @@ def monitor(*, folder: str, data: str, split: str, checkpoint: str | None, basel
             click.echo(f"{Path(folder) / 'manifest.json'} has bounds now: {bounds}")
             return
         reading = run(folder, images, model=model, split=split, progress=progress)
-    Console().print(filled(f"{folder}, now", *as_text([reading])))
+    title = f"{folder}, {reading.num_images:,} images of {reading.data}"
+    Console().print(filled(title, *beside_bounds(reading, baseline_of(Path(folder))["bounds"])))
     click.echo(f"All readings are in {Path(folder) / PAGE_NAME}")
     if reading.crossed:
         click.echo(f"crossed: {', '.join(reading.crossed)}", err=True)

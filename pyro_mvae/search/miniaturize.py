@@ -94,9 +94,10 @@ def miniaturize(
     1. Students of the teacher's class with mobile nets are laid out: several depths and shapes, each as large as the budget
        allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it is trained; a table
        of blocks guides to them.
-    2. All are distilled (19) for a share of the time, the better third goes on, and a third of that; the last are trained with
-       rounding as on the phone, the λ of (17) a multiplier that holds the rounding error to half of what it was. Others are
-       quantised after training.
+    2. All are trained for a share of the time, the better third goes on, and a third of that; the last are trained with rounding
+       as on the phone, the λ of (17) a multiplier that holds the rounding error to half of what it was. Others are quantised
+       after training. They are distilled (19) unless an epoch takes more than twice as long then, as with a teacher many times
+       their size: more epochs teach them more.
     3. Those that go on are chosen by the bound on a tenth of the training images that no student sees. The NLL on test images is
        measured of all that nothing cheaper beats; the least held-out bound that is within the budget is taken. Without a bound on
        cost the smallest files within `nll_loss` are.
@@ -108,7 +109,7 @@ def miniaturize(
         latent_dims: sizes of the code to try; when None, as many as the teacher has active. A teacher of a smaller code is one
             with the rest pruned, trained on for an epoch.
         nll_samples: importance samples for each test image.
-        distill: λ of (19); a VQ-VAE's students learn from the data alone.
+        distill: λ of (19), where students are distilled; a VQ-VAE's learn from the data alone.
         out: the folder to make, or to go on in: a student that was trained is not trained again. It holds `student.safetensors`,
             `pareto.csv`, `pareto.html`, and all students in `candidates/`.
         processes: how many students are trained at a time, each in a process of its own.
@@ -158,15 +159,16 @@ def searched(
     plans = candidates(
         teachers[latents[0]], search.budget, latent_dims=latents, weight_bits=search.weight_bits, latency=table.estimate
     ) or [Plan((4,), 4, min(latents), min(search.weight_bits))]  # the least that a student can be: how near one can come
-    rounds = schedule(plans, teachers, data, out, minutes=search.minutes, processes=processes)
-    costs = laid_out(plans, teachers, search.budget, out, most=rounds[0][1], progress=progress)
+    how = schedule(plans, teachers, data, out, minutes=search.minutes, processes=processes, distill=search.distill)
+    costs = laid_out(plans, teachers, search.budget, out, most=how.rounds[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
     rows: dict[str, dict[str, Any]] = {}
     plans = list(costs)
     with tempfile.TemporaryDirectory() as shared:
-        lesson = Lesson(search.distill, search.seed, handed_over(teachers, data, held, Path(shared)), out)
-        for rung, (epochs, number) in enumerate(rounds):
+        weight = search.distill if how.distilled else 0.0
+        lesson = Lesson(weight, search.seed, handed_over(teachers, data, held, Path(shared)), out)
+        for rung, (epochs, number) in enumerate(how.rounds):
             plans = plans[:number]
             jobs = [(plan, rung, epochs, lesson) for plan in plans]
             done = side_by_side(trained, jobs, processes=processes) if processes > 1 else (trained(*job) for job in jobs)

@@ -29,7 +29,11 @@ RUNGS = (0.3, 0.3, 0.4)
 KEPT = 3
 DATA = "data.safetensors"
 TIMED_IMAGES, FEW_SAMPLES = 1280, 5
-BATCH_SIZE, LR = 64, 4e-3
+BATCH_SIZE, LR, MANY = 64, 4e-3, 25_000
+LEAST_EPOCHS = 4
+"""Of each student in the first round, where there is time: after one, those that learn fast are ahead of those that get far."""
+DEAR = 2.0
+"""How many times as long an epoch with the teacher may take."""
 ROUNDED = 0.5
 """The error that rounding is held to in the last stage, as a share of what it was before."""
 
@@ -59,35 +63,74 @@ def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path
     return folder
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """What the minutes are enough for.
+
+    Attributes:
+        rounds: for each (epochs, how many students).
+        distilled: whether students learn from their teacher too.
+    """
+
+    rounds: list[tuple[int, int]]
+    distilled: bool
+
+
 def schedule(
-    plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, *, minutes: float, processes: int
-) -> list[tuple[int, int]]:
-    """For each round (epochs, how many students): what the minutes are enough for. Made once, then kept."""
+    plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, *, minutes: float, processes: int, distill: float
+) -> Schedule:
+    """Made once, by the seconds of an epoch, then kept.
+
+    Where an epoch with the teacher takes more than twice as long as one without, students learn from the data alone: more epochs
+    teach them more.
+    """
     path = out / "schedule.json"
     if path.is_file():
-        return [(epochs, number) for epochs, number in json.loads(path.read_text(encoding="utf-8"))]
-    seconds = seconds_an_epoch(plans[0], teachers[plans[0].latent_dim], data)
-    left, rounds = len(plans), []
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return Schedule([(epochs, number) for epochs, number in held["rounds"]], held["distilled"])
+    plan = plans[0]
+    teacher = teachers[plan.latent_dim]
+    alone = seconds = seconds_an_epoch(plan, teacher, data, [])
+    distilled = bool(lessons(teacher, distill))
+    if distilled:
+        seconds = seconds_an_epoch(plan, teacher, data, lessons(teacher, distill))
+        distilled = seconds <= DEAR * alone
+    made = Schedule(rounds(len(plans), minutes * 60 * processes / (seconds if distilled else alone)), distilled)
+    write_text(path, json.dumps(asdict(made)) + "\n")
+    return made
+
+
+def rounds(students: int, epochs: float) -> list[tuple[int, int]]:
+    """So many epochs in all, shared by rounds and by the students of each, of which there are fewer where there is little time.
+
+    Example:
+        >>> rounds(12, 200), rounds(12, 3)
+        ([(5, 12), (15, 4), (80, 1)], [(1, 1), (1, 1), (1, 1)])
+    """
+    made, left = [], students
     for share in RUNGS:
-        epochs_in_all = share * minutes * 60 * processes / seconds
-        left = max(min(left, int(epochs_in_all)), 1)
-        rounds.append((max(int(epochs_in_all / left), 1), left))
+        left = max(min(left, int(share * epochs / LEAST_EPOCHS)), 1)
+        made.append((max(int(share * epochs / left), 1), left))
         left = max(left // KEPT, 1)
-    write_text(path, json.dumps(rounds) + "\n")
-    return rounds
+    return made
 
 
-def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data) -> float:
-    """Of one student alone, on one thread, distilled."""
+def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, taught_by: Sequence[Penalty]) -> float:
+    """Of one student alone, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     few = replace(data, train=Split(data.train.images[:TIMED_IMAGES]))
-    how: dict[str, Any] = {"epochs": 2, "batch_size": BATCH_SIZE, "penalties": lessons(teacher, 1.0), "compile": "eager"}
+    how: dict[str, Any] = {"epochs": 2, "batch_size": batch_size(data), "penalties": taught_by, "compile": "eager"}
     try:
         history = fit(plan.student(teacher), few, **how)
     finally:
         torch.set_num_threads(threads)
     return float(history["seconds"].iloc[-1]) * len(data.train) / len(few.train)
+
+
+def batch_size(data: Data) -> int:
+    """Twice as large where there are steps enough all the same: an epoch takes less then."""
+    return 2 * BATCH_SIZE if len(data.train) >= MANY else BATCH_SIZE
 
 
 def lessons(teacher: VAE, weight: float) -> list[Penalty]:
@@ -109,7 +152,7 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
     model = load_model(before) if rung else plan.student(teacher, seed=lesson.seed)
     last = rung == len(RUNGS) - 1
     rounding = max(epochs // 4, 1) if last and epochs > 1 else 0
-    common: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": lesson.seed + rung, "resume": True}
+    common: dict[str, Any] = {"batch_size": batch_size(data), "seed": lesson.seed + rung, "resume": True}
     taught_by = lessons(teacher, lesson.distill)
     path = folder / f"{plan.name}-{rung}.float.safetensors"
     model, _ = fit_stage(model, data, path, epochs=epochs - rounding, lr=LR, penalties=taught_by, **common)
