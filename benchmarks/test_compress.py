@@ -69,7 +69,7 @@ CASES = {
         pruned=0.75,
         more=5,
         rounding=2,
-        minutes=30,
+        minutes=35,
     ),
     "emoji": Case(
         option="--emoji",

@@ -91,9 +91,9 @@ def miniaturize(
 ) -> Miniature:
     """Find the student that loses least NLL within a budget, by successive halving under the objective (14).
 
-    1. Students of the teacher's class with mobile nets are laid out: several depths and shapes, each as large as the budget
-       allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it is trained; a table
-       of blocks guides to them.
+    1. Students of the teacher's class are laid out: mobile and convolutional nets of several depths and shapes, each as large as
+       the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it is
+       trained; a table of blocks guides to them.
     2. All are trained for a share of the time, the better third goes on, and a third of that; the last are trained with rounding
        as on the phone, the λ of (17) a multiplier that holds the rounding error to half of what it was. Others are quantised
        after training. They are distilled (19) unless an epoch takes more than twice as long then, as with a teacher many times
@@ -158,7 +158,9 @@ def searched(
     table = table or LatencyTable(LatencyTable.usual_path())
     plans = candidates(
         teachers[latents[0]], search.budget, latent_dims=latents, weight_bits=search.weight_bits, latency=table.estimate
-    ) or [Plan((4,), 4, min(latents), min(search.weight_bits))]  # the least that a student can be: how near one can come
+    ) or [
+        Plan("mobile", (4,), 4, min(latents), min(search.weight_bits))
+    ]  # the least that a student can be: how near one can come
     how = schedule(plans, teachers, data, out, minutes=search.minutes, processes=processes, distill=search.distill)
     costs = laid_out(plans, teachers, search.budget, out, most=how.rounds[0][1], progress=progress)
     if not costs:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.kinds import usual_sizes
 from pyro_mvae.search.budget import KB, Budget
 from pyro_mvae.search.student import ROUND_TO, estimated_bytes, rounded
 
-TAPERS = (1.0, 0.75, 4 / 3)
+TAPERS = {"mobile": (1.0, 0.75, 4 / 3), "conv": (1.0, 4 / 3)}
 """What each width is multiplied by from one map to the next smaller one, besides what is usual."""
+CONV_DEPTHS, CONV_HIDDEN = (2, 3), (1, 3)
+"""Maps of convolutional nets, and their hidden units, × what is usual: a dense layer is cheap where multiply-adds are dear."""
 SHARES = (1.0, 0.7, 0.45)
 """Of the budget: one student as large as it allows, and two that show what less would cost."""
 SCALES = [0.12 * 1.08**i for i in range(48)]
@@ -24,13 +28,14 @@ Estimates = Mapping[str, Callable[[VAE], float]]
 
 @dataclass(frozen=True)
 class Plan:
-    """The sizes of a student's nets, and the bits of its weights.
+    """The kind and the sizes of a student's nets, and the bits of its weights.
 
     Example:
-        >>> Plan((8, 16), 32, 4, 8).name
-        'w8-16-h32-z4-b8'
+        >>> Plan("mobile", (8, 16), 32, 4, 8).name
+        'mobile-w8-16-h32-z4-b8'
     """
 
+    net: str
     widths: tuple[int, ...]
     hidden: int
     latent_dim: int
@@ -39,11 +44,11 @@ class Plan:
     @property
     def name(self) -> str:
         """What its files are called."""
-        return f"w{'-'.join(map(str, self.widths))}-h{self.hidden}-z{self.latent_dim}-b{self.weight_bits}"
+        return f"{self.net}-w{'-'.join(map(str, self.widths))}-h{self.hidden}-z{self.latent_dim}-b{self.weight_bits}"
 
     def student(self, teacher: VAE, *, seed: int = 0) -> VAE:
-        """A new model of the teacher's class with mobile nets of these sizes, and the teacher's prior where it learned one."""
-        sizes = {"net": "mobile", "widths": self.widths, "hidden": self.hidden, "latent_dim": self.latent_dim}
+        """A new model of the teacher's class with these nets, and the teacher's prior where it learned one."""
+        sizes = {"net": self.net, "widths": self.widths, "hidden": self.hidden, "latent_dim": self.latent_dim}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             student = type(teacher)(**{**teacher.config, **sizes})
@@ -74,60 +79,71 @@ def candidates(
     for share in SHARES:
         for bits in weight_bits:
             for latent_dim in latent_dims:
-                for widths, hidden in shapes(teacher):
-                    plan = largest(teacher, widths, hidden, latent_dim, bits, budget=budget, share=share, estimates=estimates)
+                for shape in shapes(teacher):
+                    plan = largest(teacher, shape, latent_dim, bits, budget=budget, share=share, estimates=estimates)
                     if plan is not None and plan not in found:
                         found.append(plan)
     return found
 
 
-def shapes(teacher: VAE) -> list[tuple[list[float], float]]:
-    """Widths and hidden units to be scaled: as usual, fewer maps, narrower or wider towards the small ones."""
-    usual = type(teacher)(teacher.image_shape, net="mobile").config
-    widths, hidden = usual["widths"], usual["hidden"]
-    depths = range(len(widths), max(len(widths) - 3, 0), -1)
-    return [
-        ([width * taper**i for i, width in enumerate(widths[:depth])], hidden * taper ** (depth - 1))
-        for depth in depths
-        for taper in TAPERS
+@dataclass(frozen=True)
+class Shape:
+    """Nets to be scaled: their kind, widths and hidden units."""
+
+    net: str
+    widths: tuple[float, ...]
+    hidden: float
+
+    def plan(self, scale: float, latent_dim: int, bits: int) -> Plan:
+        """The nets of a size."""
+        sizes = [rounded(scale * n) for n in (*self.widths, self.hidden)]
+        return Plan(self.net, tuple(sizes[:-1]), sizes[-1], latent_dim, bits)
+
+
+def shapes(teacher: VAE) -> list[Shape]:
+    """As usual, with fewer maps, narrower or wider towards the small ones: mobile and convolutional nets by turns."""
+    widths, hidden = usual_sizes("mobile", teacher.image_shape)
+    mobile = [
+        tapered("mobile", widths[:depth], hidden, taper)
+        for depth in range(len(widths), max(len(widths) - 3, 0), -1)
+        for taper in TAPERS["mobile"]
     ]
+    first, hidden = usual_sizes("conv", teacher.image_shape)[0][0], usual_sizes("conv", teacher.image_shape)[1]
+    conv = [
+        tapered("conv", [first * 2**i for i in range(depth)], hidden * more, taper)
+        for depth in CONV_DEPTHS
+        for more in CONV_HIDDEN
+        for taper in TAPERS["conv"]
+    ]
+    return [shape for pair in itertools.zip_longest(mobile, conv) for shape in pair if shape is not None]
+
+
+def tapered(net: str, widths: Sequence[int], hidden: int, taper: float) -> Shape:
+    return Shape(net, tuple(width * taper**i for i, width in enumerate(widths)), hidden * taper ** (len(widths) - 1))
 
 
 def largest(
-    teacher: VAE,
-    widths: Sequence[float],
-    hidden: float,
-    latent_dim: int,
-    bits: int,
-    *,
-    budget: Budget,
-    share: float,
-    estimates: Estimates,
+    teacher: VAE, shape: Shape, latent_dim: int, bits: int, *, budget: Budget, share: float, estimates: Estimates
 ) -> Plan | None:
     """The largest scale of a shape at which no estimate is above its share of the budget; None when there is none.
 
     Costs grow with the scale, so that it is found by halving. Without a bound on costs the shape is taken as it is, × `share`.
     """
-
-    def plan(scale: float) -> Plan:
-        sizes = [rounded(scale * n) for n in (*widths, hidden)]
-        return Plan(tuple(sizes[:-1]), sizes[-1], latent_dim, bits)
-
     if not budget.costs():
-        return plan(share)
+        return shape.plan(share, latent_dim, bits)
     low, high = 0, len(SCALES)  # the first `low` fit, the one at `high` does not
     while low < high:
         middle = (low + high) // 2
-        student, bounds = plan(SCALES[middle]).student(teacher), budget.costs()
+        student, bounds = shape.plan(SCALES[middle], latent_dim, bits).student(teacher), budget.costs()
         if all(estimate(student) <= share * bounds[axis] for axis, estimate in estimates.items() if axis in bounds):
             low = middle + 1
         else:
             high = middle
-    return plan(SCALES[low - 1]) if low else None
+    return shape.plan(SCALES[low - 1], latent_dim, bits) if low else None
 
 
 def smaller(plan: Plan) -> Plan | None:
     """The plan with about a twelfth less of everything; None when nothing is left to be taken."""
     sizes = [min(rounded(n / 1.08), max(n - ROUND_TO, ROUND_TO)) for n in (*plan.widths, plan.hidden)]
-    less = Plan(tuple(sizes[:-1]), sizes[-1], plan.latent_dim, plan.weight_bits)
+    less = replace(plan, widths=tuple(sizes[:-1]), hidden=sizes[-1])
     return None if less == plan else less

@@ -88,9 +88,12 @@ def test_plans_are_as_large_as_the_budget_allows():
             }
             assert not budget.over(figures)
         # the first shape, one step of the scale wider, is over the budget
-        widths, hidden = shapes(teacher)[0]
+        shape = shapes(teacher)[0]
+        widths, hidden = shape.widths, shape.hidden
         scale = next(s for s in SCALES if tuple(max(round(s * w / 4), 1) * 4 for w in widths) == plans[0].widths)
-        larger = Plan(tuple(math.ceil(1.3 * scale * w / 4) * 4 for w in widths), math.ceil(1.3 * scale * hidden / 4) * 4, 4, 8)
+        larger = Plan(
+            "mobile", tuple(math.ceil(1.3 * scale * w / 4) * 4 for w in widths), math.ceil(1.3 * scale * hidden / 4) * 4, 4, 8
+        )
         student = larger.student(teacher)
         assert budget.over(
             {"kb": estimated_bytes(student) / 1000, "macs": num_macs(student), "latency_us": num_macs(student) / 2000}
@@ -100,7 +103,7 @@ def test_plans_are_as_large_as_the_budget_allows():
 
 def test_a_student_is_given_the_prior_that_its_teacher_learned():
     teacher = MODELS["VaDE"]((1, 16, 16))
-    student = Plan((8, 8), 16, teacher.latent_dim, 8).student(teacher)
+    student = Plan("mobile", (8, 8), 16, teacher.latent_dim, 8).student(teacher)
     assert type(student) is type(teacher)
     learned = [name for name, _ in teacher.named_parameters() if not name.startswith(("encoder", "decoder"))]
     assert learned

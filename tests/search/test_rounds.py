@@ -35,7 +35,7 @@ def test_students_are_taught_where_it_is_cheap(dear, distilled, epochs, tmp_path
     data = Data("grey", *(Split(torch.zeros(n, 1, 16, 16, dtype=torch.uint8)) for n in (8, 4)), binarization="dynamic")
     teacher = VAE((1, 16, 16), 4, **SIZES)
     how = {"minutes": 30, "processes": 1, "distill": 1.0}
-    made = schedule([Plan((8,), 8, 4, 8)] * 12, {4: teacher}, data, tmp_path, **how)
+    made = schedule([Plan("mobile", (8,), 8, 4, 8)] * 12, {4: teacher}, data, tmp_path, **how)
     assert made.distilled == distilled
     assert made.rounds == rounds(12, epochs)
     assert json.loads((tmp_path / "schedule.json").read_text())["distilled"] == distilled
@@ -47,7 +47,7 @@ def test_nobody_is_taught_against_his_will(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "seconds_an_epoch", lambda plan, teacher, data, taught_by: 1.0)
     data = Data("grey", *(Split(torch.zeros(n, 1, 16, 16, dtype=torch.uint8)) for n in (8, 4)), binarization="dynamic")
     how = {"minutes": 30, "processes": 1, "distill": 0.0}
-    assert not schedule([Plan((8,), 8, 4, 8)], {4: VAE((1, 16, 16), 4, **SIZES)}, data, tmp_path, **how).distilled
+    assert not schedule([Plan("mobile", (8,), 8, 4, 8)], {4: VAE((1, 16, 16), 4, **SIZES)}, data, tmp_path, **how).distilled
 
 
 def test_batches():
