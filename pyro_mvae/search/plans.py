@@ -108,7 +108,7 @@ def shapes(teacher: VAE) -> list[Shape]:
         for depth in range(len(widths), max(len(widths) - 3, 0), -1)
         for taper in TAPERS["mobile"]
     ]
-    first, hidden = usual_sizes("conv", teacher.image_shape)[0][0], usual_sizes("conv", teacher.image_shape)[1]
+    (first, *_), hidden = usual_sizes("conv", teacher.image_shape)
     conv = [
         tapered("conv", [first * 2**i for i in range(depth)], hidden * more, taper)
         for depth in CONV_DEPTHS
