@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import torch
 from beartype import BeartypeConf, FrozenDict
 from beartype.claw import beartype_package
@@ -26,6 +28,13 @@ def _fresh_state():
     torch.manual_seed(0)
     yield
     pyro.clear_param_store()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_old_objects():
+    """What libraries keep of earlier modules, millions of objects, is not searched for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
