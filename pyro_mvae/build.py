@@ -22,6 +22,8 @@ from pyro_mvae.export import export_coreml, export_executorch, export_onnx
 from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.manifest import NAME as MANIFEST
 from pyro_mvae.export.manifest import write_manifest
+from pyro_mvae.export.snippets import NAME as README
+from pyro_mvae.export.snippets import write_readme
 from pyro_mvae.export.verify import Verification, inputs_for, load_artifact
 from pyro_mvae.inference.checkpoint import save_model
 from pyro_mvae.inference.stage import fit_stage
@@ -36,7 +38,7 @@ from pyro_mvae.train import initialized, usual_epochs
 
 NEEDED_BYTES = 200_000_000
 SETTINGS, CHECKPOINTS = "build.json", "checkpoints"
-REPORTS = ("report.json", "report.html", MANIFEST, *MONITORED)
+REPORTS = ("report.json", "report.html", MANIFEST, README, *MONITORED)
 
 # file name, exporter, and what else it is told
 FILES: dict[str, tuple[Callable[..., Verification], dict[str, str]]] = {
@@ -127,6 +129,7 @@ def build(
     latencies = [{name: entry[name] for name in ("p50_us", "p90_us")} if entry["p50_us"] else None for entry in timed]
     versions = {"pyro-mvae": __version__, **environment()}
     write_manifest(out, student, zip(artifacts, latencies, strict=True), versions=versions)
+    write_readme(out)
     set_baseline(out, images, model=student, seed=settings.seed, progress=progress)
     named = {"teacher": teacher, "student": student}
     report = Report(

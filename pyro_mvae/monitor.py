@@ -21,9 +21,8 @@ from pyro_mvae.data import Data, shown
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.drift import drift
 from pyro_mvae.evaluate.likelihood import log_evidence
-from pyro_mvae.export.deployed import deployed, files
+from pyro_mvae.export.deployed import artifacts, deployed
 from pyro_mvae.export.manifest import describe, digest_of, write_monitoring
-from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.latency.timing import latency
@@ -237,8 +236,8 @@ def allowed(values: Tensor) -> float:
 def p90_us(folder: Path, vae: VAE) -> float:
     """Microseconds to encode one image and to decode a code, by the files."""
     shapes = {"encoder": (1, *vae.image_shape), "decoder": (1, vae.latent_dim)}
-    paths = files(folder, describe(folder))
-    each = [latency(load_artifact(path).run, torch.zeros(shapes[part])).p90_us for part, path in paths.items()]
+    parts = artifacts(folder, describe(folder))
+    each = [latency(artifact.run, torch.zeros(shapes[part])).p90_us for part, artifact in parts.items()]
     return round(sum(each), 1)
 
 

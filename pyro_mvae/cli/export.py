@@ -13,6 +13,9 @@ from pyro_mvae._version import __version__
 from pyro_mvae.cli.terminal import Verb
 from pyro_mvae.export.capture import PARTS, WHOLES
 from pyro_mvae.export.manifest import check_manifest, write_manifest
+from pyro_mvae.export.mil import functions_of
+from pyro_mvae.export.snippets import write_readme
+from pyro_mvae.export.verify import examine
 from pyro_mvae.report import environment
 
 
@@ -20,7 +23,6 @@ def exports(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that exports is given."""
     for option in (
         click.option("--overwrite", is_flag=True, help="Replace a file that is there."),
-        click.option("--part", default="decoder", show_default=True, type=click.Choice([*PARTS, *WHOLES])),
         click.argument("out"),
         click.argument("checkpoint"),
     ):
@@ -28,25 +30,49 @@ def exports(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+PART = {"show_default": True, "type": click.Choice([*PARTS, *WHOLES])}
+one_part = click.option("--part", default="decoder", **PART)
+some_parts = click.option("--part", "parts", default=["decoder"], multiple=True, help="Given again: functions of one.", **PART)
 float_or_int8 = click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")
 
 
 @click.command(cls=Verb)
 @exports
+@some_parts
 @click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "palettized", "int8"]))
 @click.option("--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS18 for int8, else iOS16.")
-def export_coreml(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
-    """Write one part of the model in CHECKPOINT as a Core ML package, OUT.mlpackage, and compare it with PyTorch.
+@click.option("--about", multiple=True, metavar="NAME=TEXT", help="What Xcode shows: author, license, version, or anything else.")
+def export_coreml(
+    *,
+    checkpoint: str,
+    out: str,
+    overwrite: bool,
+    parts: tuple[str, ...],
+    about: tuple[str, ...],
+    target: str | None,
+    **settings: Any,
+) -> None:
+    """Write parts of the model in CHECKPOINT as a Core ML package, OUT.mlpackage, and compare it with PyTorch.
+
+    Several parts become functions of one package, for iOS18.
 
     \b
     Example:
       pyro-mvae export-coreml build/student.safetensors decoder.mlpackage --part decoder
     """
-    show(exported(pyro_mvae.export_coreml, checkpoint, out, overwrite=overwrite, **settings))
+    facts = dict(named(each) for each in about)
+    if len(parts) == 1:
+        run, how = pyro_mvae.export_coreml, {"part": parts[0], "target": target}
+    elif target in (None, "iOS18"):
+        run, how = pyro_mvae.export_coreml_functions, {"parts": parts}
+    else:
+        raise ValueError(f"--target is {target}, several functions in one package need iOS18: leave it out, or give one --part")
+    exported(run, checkpoint, out, overwrite=overwrite, about=facts, **how, **settings)
 
 
 @click.command(cls=Verb)
 @exports
+@one_part
 @float_or_int8
 def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
     """Write one part of the model in CHECKPOINT as an ExecuTorch program, OUT.pte, run it and compare it with PyTorch.
@@ -55,11 +81,12 @@ def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings:
     Example:
       pyro-mvae export-executorch build/student.safetensors decoder.pte --part decoder
     """
-    show(exported(pyro_mvae.export_executorch, checkpoint, out, overwrite=overwrite, **settings))
+    exported(pyro_mvae.export_executorch, checkpoint, out, overwrite=overwrite, **settings)
 
 
 @click.command(cls=Verb)
 @exports
+@one_part
 @float_or_int8
 def export_onnx(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
     """Write one part of the model in CHECKPOINT as an ONNX model, OUT.onnx, run it and compare it with PyTorch.
@@ -68,39 +95,62 @@ def export_onnx(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) 
     Example:
       pyro-mvae export-onnx build/student.safetensors decoder.onnx --part decoder
     """
-    show(exported(pyro_mvae.export_onnx, checkpoint, out, overwrite=overwrite, **settings))
+    exported(pyro_mvae.export_onnx, checkpoint, out, overwrite=overwrite, **settings)
 
 
-def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: bool, **settings: Any) -> Any:
-    """What exporting a checkpoint to a file found, which the manifest beside the file says too."""
+def named(each: str) -> tuple[str, str]:
+    name, equals, text = each.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--about is {each!r}, expected NAME=TEXT")
+    return name, text
+
+
+def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: bool, **settings: Any) -> None:
+    """Export a checkpoint to a file, and show what comparing it found, which the manifest beside the file says too."""
 
     path = Path(out)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists: give another name, or --overwrite")
     model = pyro_mvae.load_model(checkpoint)
     check_manifest(path.parent, model, overwrite=overwrite)
-    result = run(model, path, **settings)
-    write_manifest(path.parent, model, [(result, None)], versions={"pyro-mvae": __version__, **environment()})
-    return result
+    found = run(model, path, **settings)
+    found = found if isinstance(found, list) else [found]
+    write_manifest(path.parent, model, [(each, None) for each in found], versions={"pyro-mvae": __version__, **environment()})
+    write_readme(path.parent)
+    for each in found:
+        show(each)
 
 
 @click.command(cls=Verb)
 @click.argument("artifact")
-@click.option("--against", "checkpoint", required=True, metavar="CHECKPOINT", help="What it was exported from.")
+@click.option("--against", "checkpoint", metavar="CHECKPOINT", help="What it was exported from.")
 @click.option("--data", metavar="SPEC", help="Compare on the test images of this data set; on noise otherwise.")
-def verify(*, artifact: str, checkpoint: str, data: str | None) -> None:
+def verify(*, artifact: str, checkpoint: str | None, data: str | None) -> None:
     """Run ARTIFACT, a .mlpackage, .pte or .onnx, and compare it with PyTorch.
+
+    Without --against a Core ML package, which need not be one of ours, is run on noise: whether it can be, and what comes out.
 
     \b
     Example:
       pyro-mvae verify build/decoder.pte --against build/student.safetensors --data digits
+      pyro-mvae verify somebody-elses.mlpackage
     """
+    package = Path(artifact).suffix == ".mlpackage"
+    names = functions_of(artifact) if package else ()
+    if checkpoint is None:
+        if not package:
+            raise ValueError(f"{artifact} is no .mlpackage: give --against CHECKPOINT, what it was exported from")
+        for name in names:
+            for output in examine(artifact, function=name):
+                click.echo(f"{artifact}, {name}: {output}")
+        return
     model = pyro_mvae.load_model(checkpoint)
     images = pyro_mvae.load_data(data, size=model.image_shape[1]).test.images if data else None
-    show(pyro_mvae.verify(artifact, model, images=images))
+    for name in names if len(names) > 1 else (None,):
+        show(pyro_mvae.verify(artifact, model, images=images, function=name))
 
 
-def show(result: Any) -> None:
+def show(result: pyro_mvae.Verification) -> None:
     click.echo(
         f"{result.path}: {result.part}, {result.precision}, {result.bytes:,} bytes; "
         f"differs from PyTorch by at most {result.max_abs_diff:.1e}, PSNR {result.psnr_db:.1f} dB"

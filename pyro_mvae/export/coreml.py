@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from torch import Tensor
 
+from pyro_mvae._version import __version__
 from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, quiet
-from pyro_mvae.export.capture import capture
+from pyro_mvae.export.capture import Capture, capture
+from pyro_mvae.export.manifest import tensors_of
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.palette import BITS, how_palettized
@@ -22,6 +27,14 @@ from pyro_mvae.nets.quantized import is_quantized
 TARGETS = ("iOS16", "iOS17", "iOS18")
 # int8 weights for earlier systems give wrong results on GPU and neural engine
 DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18"}
+DATE = "com.github.apple.coremltools.conversion_date"
+OWN_FIELDS = ("author", "license", "version")
+DESCRIPTIONS = {
+    "encoder": "Encodes a picture as mean and spread of its code.",
+    "decoder": "Decodes a code as the picture that is expected of it.",
+    "reconstruct": "Encodes a picture and decodes its code again.",
+    "anomaly": "Scores how unusual a picture is.",
+}
 # this pass fuses dequantise → reshape → quantise without comparing the two scales
 WRONG_PASSES = ("common::int_op_canonicalization",)
 
@@ -34,6 +47,7 @@ def export_coreml(
     precision: str = "float16",
     target: str | None = None,
     images: Tensor | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Verification:
     """Write one part of a model as a Core ML `.mlpackage`, evaluate the saved file and compare it with PyTorch.
 
@@ -46,6 +60,8 @@ def export_coreml(
             activations of a quantised model, weights alone of any other.
         target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 when None.
         images: what to compare on, uint8, (n, C, H, W); noise when None.
+        about: what Xcode is to show besides shapes, units and what the model went through: "author", "license", "version" in
+            their own fields, anything else, such as "training_data" or "nll", among the rest.
 
     Raises:
         ValueError: for a precision that the target can't hold, or a file over tolerance.
@@ -64,11 +80,59 @@ def export_coreml(
         raise ValueError("a palettised model can't be int8: choose precision palettized or float16")
     if precision == "int8" and target == "iOS16" and is_quantized(model):
         raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
-    convert(model, path, part=part, precision=precision, target=target)
+    convert(model, path, part=part, precision=precision, target=target, about=about or {})
     return verify_or_remove(path, model, images=images)
 
 
-def convert(model: VAE, path: Path, *, part: str, precision: str, target: str) -> None:
+def export_coreml_functions(
+    model: VAE,
+    path: str | os.PathLike[str],
+    *,
+    parts: Sequence[str] = ("encoder", "decoder"),
+    precision: str = "float16",
+    images: Tensor | None = None,
+    about: Mapping[str, str] | None = None,
+) -> list[Verification]:
+    """Write several parts of a model as functions of one Core ML package, for iOS 18, and compare each with PyTorch.
+
+    Weights that parts share are kept once: `reconstruct` and `anomaly` beside `encoder` and `decoder` cost little.
+
+    Args:
+        path: ends in `.mlpackage`; written atomically, and taken away again if a function fails the comparison.
+        parts: the functions' names; an app loads one by `MLModelConfiguration.functionName`, the first when it does not say.
+        precision, images, about: as `export_coreml`.
+
+    Returns: what comparing each found.
+
+    Raises:
+        ValueError: as `export_coreml`, and for fewer than two parts or one twice.
+        OSError: when the path can't be written.
+    """
+    path = check_suffix(path, ".mlpackage")
+    if len(parts) < 2 or len(set(parts)) < len(parts):
+        raise ValueError(f"parts are {', '.join(parts) or 'none'}, expected two or more that differ")
+    utils = import_quietly("coremltools.models.utils")
+    pipelines = import_quietly("coremltools.converters.mil.mil.passes.pass_pipeline").PassPipeline._PIPELINE_NAME_TO_PASSES
+    usual = {"default": [name for name in pipelines["default"] if name not in WRONG_PASSES]}
+    with tempfile.TemporaryDirectory() as folder:
+        joined = utils.MultiFunctionDescriptor()
+        for part in parts:
+            single = Path(folder) / f"{part}.mlpackage"
+            export_coreml(model, single, part=part, precision=precision, target="iOS18", images=images, about=about)
+            joined.add_function(str(single), src_function_name="main", target_function_name=part)
+        joined.default_function_name = parts[0]
+        metadata = utils.load_spec(str(Path(folder) / f"{parts[0]}.mlpackage")).description.metadata
+        metadata.shortDescription = " ".join(DESCRIPTIONS[part] for part in parts)
+        with quiet(), mock.patch.dict(pipelines, usual), atomic(path) as temporary:
+            named = temporary.with_suffix(path.suffix)
+            utils.save_multifunction(joined, str(named))
+            settle(named, metadata=metadata)
+            if named != temporary:
+                named.rename(temporary)
+    return [verify_or_remove(path, model, images=images, function=part) for part in parts]
+
+
+def convert(model: VAE, path: Path, *, part: str, precision: str, target: str, about: Mapping[str, str]) -> None:
     """Convert and save, without comparing."""
     graph = capture(model, part, precision=precision)
     ct = import_quietly("coremltools")
@@ -86,8 +150,7 @@ def convert(model: VAE, path: Path, *, part: str, precision: str, target: str) -
         )
         if precision == "palettized":
             package = with_tables(package)
-        package.user_defined_metadata["precision"] = precision
-        package.user_defined_metadata["passes"] = "; ".join(model.passes)
+        label(package, model, graph, about)
         with atomic(path) as temporary:
             # coremltools insists on the suffix
             named = temporary.with_suffix(path.suffix)
@@ -97,10 +160,37 @@ def convert(model: VAE, path: Path, *, part: str, precision: str, target: str) -
                 named.rename(temporary)
 
 
-def settle(package: Path) -> None:
+def label(package: Any, model: VAE, graph: Capture, about: Mapping[str, str]) -> None:
+    """Write what Xcode shows: of each tensor its meaning, shape and range, and where the model comes from."""
+    package.short_description = f"{DESCRIPTIONS[graph.part]} {type(model).__name__}, {graph.precision}."
+    facts = {"precision": graph.precision, "passes": "; ".join(model.passes), "pyro_mvae": __version__}
+    for name, text in {**about, **facts}.items():
+        if name in OWN_FIELDS:
+            setattr(package, name, str(text))
+        else:
+            package.user_defined_metadata[name] = str(text)
+    tensors = tensors_of(model, graph, type="float16")
+    for listed, descriptions in (("inputs", package.input_description), ("outputs", package.output_description)):
+        for tensor in tensors[listed]:
+            descriptions[tensor["name"]] = sentence(tensor)
+
+
+def sentence(tensor: Mapping[str, Any]) -> str:
+    """What a manifest says of a tensor, for people.
+
+    Example:
+        >>> sentence({"meaning": "pixels", "shape": [1, 3, 8, 8], "type": "float16", "range": [0, 255]})
+        'pixels; (1, 3, 8, 8) float16, from 0 to 255'
+    """
+    low, high = tensor["range"] or (None, None)
+    span = "" if low is None else f", from {low} on" if high is None else f", from {low} to {high}"
+    return f"{tensor['meaning']}; ({', '.join(map(str, tensor['shape']))}) {tensor['type']}{span}"
+
+
+def settle(package: Path, *, metadata: Any = None) -> None:
     """Write a saved package's specification and manifest again, so that the same model gives the same bytes.
 
-    Maps are written in the order of their keys, and items are named after what they are instead of by chance.
+    Maps are written in the order of their keys, items are named after what they are instead of by chance, and no day is noted.
     """
     manifest_path = package / "Manifest.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
@@ -112,6 +202,9 @@ def settle(package: Path) -> None:
     manifest["rootModelIdentifier"] = names[root]
     model = import_quietly("coremltools").proto.Model_pb2.Model()
     model.ParseFromString(specification.read_bytes())
+    if metadata is not None:  # coremltools keeps none where there are several functions
+        model.description.metadata.CopyFrom(metadata)
+    model.description.metadata.userDefined.pop(DATE, None)
     specification.write_bytes(model.SerializeToString(deterministic=True))
     manifest_path.write_text(json.dumps(manifest, indent=4) + "\n", encoding="utf-8")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.manifest import describe, digest_of
-from pyro_mvae.export.verify import load_artifact
+from pyro_mvae.export.verify import Artifact, load_artifact
 from pyro_mvae.inference.checkpoint import digest, load_model
 from pyro_mvae.models import VAE
 
@@ -67,20 +67,19 @@ def deployed(folder: str | os.PathLike[str], *, model: VAE | None = None) -> VAE
     model = copy.deepcopy(model or model_in(folder, manifest["model"]["sha256"]))
     if digest(model) != manifest["model"]["sha256"]:
         raise ValueError(f"{folder} holds files of another model: give the checkpoint that they were exported from")
-    paths = files(folder, manifest)
-    runs = {part: load_artifact(path).run for part, path in paths.items()}
+    runs = {part: artifact.run for part, artifact in artifacts(folder, manifest).items()}
     model.encoder, model.decoder = FileEncoder(runs["encoder"]), FileDecoder(runs["decoder"])
     return model.eval()
 
 
-def files(folder: Path, manifest: dict[str, Any]) -> dict[str, Path]:
+def artifacts(folder: Path, manifest: dict[str, Any]) -> dict[str, Artifact]:
     """Both parts, in the first format that has them; ValueError where one is not what the manifest says."""
     for format in FORMATS:
         entries = {entry["part"]: entry for entry in manifest["files"] if entry["format"] == format}
         if set(PARTS) <= set(entries):
             for part in PARTS:
                 check_file(folder, entries[part])
-            return {part: folder / entries[part]["path"] for part in PARTS}
+            return {part: load_artifact(folder / entries[part]["path"], function=entries[part].get("function")) for part in PARTS}
     raise ValueError(f"{folder} has no encoder and decoder of one format: export both there")
 
 

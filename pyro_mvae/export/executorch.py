@@ -102,6 +102,28 @@ def measured_bytes(model: VAE) -> int:
     return sum(map(len, lower_parts(model).values()))
 
 
+@dataclass(frozen=True)
+class Delegation:
+    """How many pieces of a program XNNPACK runs, and the names of operations that are left to slower, portable code."""
+
+    pieces: int
+    outside: tuple[str, ...]
+
+
+def delegation(content: bytes) -> Delegation:
+    """What a `.pte` gives to XNNPACK: best is one piece and nothing outside.
+
+    Raises:
+        ValueError: for what is no program.
+    """
+    programs = import_quietly("executorch.exir._serialize._program")
+    try:
+        (plan,) = programs.deserialize_pte_binary(content).program.execution_plan
+    except Exception as error:  # whatever its parser says
+        raise ValueError(f"these {len(content)} bytes are no ExecuTorch program: {error}") from error
+    return Delegation(len(plan.delegates), tuple(operator.name for operator in plan.operators))
+
+
 @functools.cache
 def runtime() -> Any:
     """ExecuTorch's runtime in this process, on one thread: small nets are slower on more, and latencies are of one."""

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.export.capture import PARTS, capture
+from pyro_mvae.export.capture import PARTS, Capture, capture
+from pyro_mvae.export.executorch import delegation
 from pyro_mvae.export.verify import NUM_IMAGES, Verification
 from pyro_mvae.inference.checkpoint import digest
 from pyro_mvae.models import VAE
@@ -69,12 +70,12 @@ def write_manifest(
     held = describe(folder) if (folder / NAME).is_file() else None
     if held and held["model"]["sha256"] != known:
         held = None
-    entries = {entry["path"]: entry for entry in held["files"]} if held else {}
+    entries = {(entry["path"], entry["part"]): entry for entry in held["files"]} if held else {}
     for verification, latency in files:
         entry = entry_of(folder, model, verification) | {"latency": latency}
-        entries[entry["path"]] = entry
+        entries[entry["path"], entry["part"]] = entry
     about = {"class": type(model).__name__, "config": model.config, "passes": list(model.passes), "sha256": known}
-    content = {"schema": SCHEMA, "model": about, "files": [entries[path] for path in sorted(entries)], "versions": versions}
+    content = {"schema": SCHEMA, "model": about, "files": [entries[key] for key in sorted(entries)], "versions": versions}
     if held and "monitoring" in held:
         content["monitoring"] = held["monitoring"]
     write_text(folder / NAME, json.dumps(content, indent=2) + "\n")
@@ -88,18 +89,27 @@ def write_monitoring(folder: Path, about: dict[str, Any]) -> None:
 def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, Any]:
     """What a manifest says of one file."""
     graph = capture(model, verification.part, precision=verification.precision)
-    outputs = zip(graph.outputs, graph(graph.example), strict=True)
     facts = asdict(verification)
     path = Path(facts.pop("path"))
     verified = {name: facts.pop(name) for name in ("max_abs_diff", "psnr_db")}
+    if verification.format == "executorch":
+        facts["delegation"] = asdict(delegation(path.read_bytes()))
     return {
         "path": path.relative_to(folder).as_posix(),
         **facts,
         "sha256": digest_of(path),
         "macs": part_macs(model, verification.part),
-        "inputs": [described(model, graph.input, graph.example, PIXELS_IN)],
-        "outputs": [described(model, name, tensor, PIXELS_OUT) for name, tensor in outputs],
+        **tensors_of(model, graph, type="float16" if verification.format == "coreml" else "float32"),
         "verified": {**verified, "against": "PyTorch, at the same precision", "images": NUM_IMAGES},
+    }
+
+
+def tensors_of(model: VAE, graph: Capture, *, type: str) -> dict[str, list[dict[str, Any]]]:
+    """What a manifest says of what goes into a part and what comes out."""
+    outputs = zip(graph.outputs, graph(graph.example), strict=True)
+    return {
+        "inputs": [described(model, graph.input, graph.example, PIXELS_IN, type)],
+        "outputs": [described(model, name, tensor, PIXELS_OUT, type) for name, tensor in outputs],
     }
 
 
@@ -115,7 +125,7 @@ def part_macs(model: VAE, part: str) -> int:
     return sum(macs_of(*nets[each]) for each in ((part,) if part in PARTS else PARTS))
 
 
-def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any]) -> dict[str, Any]:
+def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any], type: str) -> dict[str, Any]:
     """What a manifest says of a tensor."""
     if name in ("image", "picture"):
         about = pixels
@@ -123,7 +133,7 @@ def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any]) -> 
         about = {"meaning": "−log p(x|mean of q(z|x)) a pixel and channel, nats; higher for what is unusual", "range": None}
     else:
         about = {"meaning": model.meanings[name], "range": [0, None] if name == "scale" else None}
-    return {"name": name, "shape": list(tensor.shape), "type": "float32", **about}
+    return {"name": name, "shape": list(tensor.shape), "type": type, **about}
 
 
 def digest_of(path: Path) -> str:

@@ -38,17 +38,30 @@ _TORCH_TYPES = {
 }
 
 
-def evaluate_mlpackage(path: str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def evaluate_mlpackage(
+    path: str | Path, inputs: Mapping[str, np.ndarray], *, function: str | None = None
+) -> dict[str, np.ndarray]:
     """Evaluate a saved Core ML package once.
 
-    `path` is the package's folder; `inputs` and the result are as in `MilProgram.__call__`. To evaluate one package
-    many times, load it with `MilProgram`. Raises ValueError as `MilProgram.load` and `MilProgram.__call__` do.
+    `path` is the package's folder, `function` one of those it has, where there are several; `inputs` and the result are as in
+    `MilProgram.__call__`. To evaluate one package many times, load it with `MilProgram`. Raises ValueError as `MilProgram.load`
+    and `MilProgram.__call__` do.
 
     >>> evaluate_mlpackage("nowhere.mlpackage", {})
     Traceback (most recent call last):
     ValueError: nowhere.mlpackage does not exist, expected a folder saved as a Core ML .mlpackage; check the path
     """
-    return MilProgram.load(path)(inputs)
+    return MilProgram.load(path, function=function)(inputs)
+
+
+def functions_of(path: str | Path) -> tuple[str, ...]:
+    """The names of a package's functions; ("main",) for most. Raises ValueError if it is no readable package.
+
+    >>> functions_of("nowhere.mlpackage")
+    Traceback (most recent call last):
+    ValueError: nowhere.mlpackage does not exist, expected a folder saved as a Core ML .mlpackage; check the path
+    """
+    return tuple(sorted(_read(Path(path))[0].mlProgram.functions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +88,11 @@ class MilProgram:
     _types: dict[Any, str] = field(repr=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> MilProgram:
-        """Read a package from its folder.
+    def load(cls, path: str | Path, *, function: str | None = None) -> MilProgram:
+        """Read a package from its folder; the function of that name, where it has several.
 
-        Raises ValueError if `path` is no readable package (absent, damaged, not an ML program) or if the program has an
-        operation that this evaluator does not know.
+        Raises ValueError if `path` is no readable package (absent, damaged, not an ML program), if it has no such function
+        or several to choose from, or if the program has an operation that this evaluator does not know.
 
         >>> MilProgram.load("nowhere.mlpackage")
         Traceback (most recent call last):
@@ -88,18 +101,19 @@ class MilProgram:
         path = Path(path)
         spec, weights = _read(path)
         _refuse_unknown_operations(spec, path)
-        function = _function(spec, weights, path)
-        features = spec.description.input
+        name = _chosen(function, spec, path)
+        graph = _function(spec, weights, path, name)
+        features = _features(spec, name)
         type_name = import_quietly("coremltools.converters.mil.mil.types").builtin_to_string
-        shapes = {feature.name: _shapes(feature, function.inputs[feature.name]) for feature in features}
-        steps = tuple(_step(operation) for operation in function.operations if operation.op_type not in CONSTANTS)
-        used = {*function.inputs.values(), *function.outputs, *(var for step in steps for var in step.variables())}
+        shapes = {feature.name: _shapes(feature, graph.inputs[feature.name]) for feature in features}
+        steps = tuple(_step(operation) for operation in graph.operations if operation.op_type not in CONSTANTS)
+        used = {*graph.inputs.values(), *graph.outputs, *(var for step in steps for var in step.variables())}
         return cls(
             inputs={feature.name: _default_shape(feature, shapes[feature.name]) for feature in features},
-            outputs=tuple(var.name for var in function.outputs),
+            outputs=tuple(var.name for var in graph.outputs),
             metadata=dict(spec.description.metadata.userDefined),
             _shapes=shapes,
-            _function=function,
+            _function=graph,
             _steps=steps,
             _constants={var: _constant(var) for var in used if _is_constant(var)},
             _types={var: type_name(var.dtype) for var in used},
@@ -121,6 +135,17 @@ class MilProgram:
             for var, result in zip(step.outputs, results, strict=True):
                 values[var] = _as_declared(result, self._types[var])
         return {var.name: _to_numpy(values[var], self._types[var]) for var in self._function.outputs}
+
+    def noise(self, *, seed: int = 0) -> dict[str, np.ndarray]:
+        """Something to try the program with: 0 to 255 at random for what has the shape of pictures, else a normal
+        distribution; zeros for integers."""
+        generator = np.random.default_rng(seed)
+        drawn = {}
+        for name, shape in self.inputs.items():
+            kind = np.dtype(_numpy_type(self._types[self._function.inputs[name]]))
+            values = 255 * generator.random(shape) if len(shape) == 4 else generator.standard_normal(shape)
+            drawn[name] = values.astype(kind) if kind.kind == "f" else np.zeros(shape, kind)
+        return drawn
 
     def _checked(self, inputs: Mapping[str, np.ndarray]) -> dict[Any, Tensor]:
         if set(inputs) != set(self.inputs):
@@ -194,8 +219,24 @@ def _refuse_unknown_operations(spec: Any, path: Path) -> None:
                     )
 
 
-def _function(spec: Any, weights: Path, path: Path) -> Any:
-    """The program's one function, as coremltools' own graph of operations."""
+def _chosen(name: str | None, spec: Any, path: Path) -> str:
+    """The function that is asked for, or the only one."""
+    names = sorted(spec.mlProgram.functions)
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None or name not in names:
+        raise ValueError(f"{path} has functions {', '.join(names)}, expected one of them: function is {name!r}")
+    return name
+
+
+def _features(spec: Any, name: str) -> Any:
+    """What the specification says of a function's inputs."""
+    several = {each.name: each.input for each in spec.description.functions}
+    return several.get(name, spec.description.input)
+
+
+def _function(spec: Any, weights: Path, path: Path, name: str) -> Any:
+    """A function of the program, as coremltools' own graph of operations."""
     load = import_quietly("coremltools.converters.mil.frontend.milproto.load").load
     try:
         with quiet(), warnings.catch_warnings(), np.errstate(all="ignore"):
@@ -203,9 +244,7 @@ def _function(spec: Any, weights: Path, path: Path) -> Any:
             program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=str(weights))
     except Exception as error:
         raise _unreadable(path, error) from error
-    if list(program.functions) != ["main"]:
-        raise ValueError(f"{path} has functions {sorted(program.functions)}, expected only 'main'; save each as its own package")
-    return program.functions["main"]
+    return program.functions[name]
 
 
 def _shapes(feature: Any, var: Any) -> Shapes:

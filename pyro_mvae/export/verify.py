@@ -29,7 +29,8 @@ class Verification:
     """What comparing a file with PyTorch found.
 
     `max_abs_diff` and `psnr_db` are the worst of the file's outputs, in units of the output's range: [0, 1] for pixels, and from
-    the smallest to the largest value over the images compared for `loc` and `scale`.
+    the smallest to the largest value over the images compared for `loc` and `scale`. `function` is the name of what was compared
+    of a Core ML package that has several.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Verification:
     bytes: int
     max_abs_diff: float
     psnr_db: float
+    function: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +64,8 @@ class Artifact:
         return {4: "reconstruct", 1: "anomaly"}.get(outputs[0].ndim, "encoder")
 
 
-def load_artifact(path: str | os.PathLike[str]) -> Artifact:
-    """Load a `.mlpackage`, `.pte` or `.onnx` to run it here.
+def load_artifact(path: str | os.PathLike[str], *, function: str | None = None) -> Artifact:
+    """Load a `.mlpackage`, `.pte` or `.onnx` to run it here; one function of a package that has several.
 
     Raises:
         ValueError: when there is no such file, it is damaged, or of another format.
@@ -75,7 +77,7 @@ def load_artifact(path: str | os.PathLike[str]) -> Artifact:
     if not path.exists():
         raise ValueError(f"no artifact at {path}: expected a .mlpackage, .pte or .onnx")
     if path.suffix == ".mlpackage":
-        program = MilProgram.load(path)
+        program = MilProgram.load(path, function=function)
         ((name, shape),) = program.inputs.items()
 
         def run(x: Tensor) -> list[Tensor]:
@@ -98,6 +100,7 @@ def verify(
     *,
     precision: str | None = None,
     images: Tensor | None = None,
+    function: str | None = None,
 ) -> Verification:
     """Run a saved file on images, or on codes of them, and compare each output with PyTorch's at the same precision.
 
@@ -109,13 +112,14 @@ def verify(
         model: what it was exported from.
         precision: of the file; what the file says, or the model is, when None.
         images: uint8, (n, C, H, W), the first 64 are used; 64 of noise when None.
+        function: which one of a Core ML package that has several.
 
     Returns: the figures, all within tolerance.
 
     Raises:
         ValueError: when an output is over tolerance (names file, output and figure), or the file is of another model.
     """
-    artifact = load_artifact(path)
+    artifact = load_artifact(path, function=function)
     precision = precision or artifact.precision or ("int8" if is_quantized(model) else "float32")
     reference = capture(model, artifact.part, precision=precision)
     if artifact.input_shape != tuple(reference.example.shape):
@@ -127,7 +131,43 @@ def verify(
     expected = [torch.cat(output) for output in zip(*(reference(x) for x in inputs.split(1)), strict=True)]
     got = [torch.cat(output) for output in zip(*(artifact.run(x) for x in inputs.split(1)), strict=True)]
     worst, psnr = compare(path, reference, got, expected)
-    return Verification(str(path), artifact.format, artifact.part, precision, size_of(path), worst, psnr)
+    return Verification(str(path), artifact.format, artifact.part, precision, size_of(path), worst, psnr, function)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What came out of a package that was run on noise."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.shape} {self.type}, from {self.low:.4g} to {self.high:.4g}"
+
+
+def examine(path: str | os.PathLike[str], *, function: str | None = None, seed: int = 0) -> list[Output]:
+    """Run a Core ML package, ours or not, on noise: every operation is known here, and every number that comes out is one.
+
+    Raises:
+        ValueError: as `MilProgram.load`, and for an output that has infinite values or NaN.
+
+    Example:
+        >>> examine("nowhere.mlpackage")
+        Traceback (most recent call last):
+            ...
+        ValueError: nowhere.mlpackage does not exist, expected a folder saved as a Core ML .mlpackage; check the path
+    """
+    program = MilProgram.load(Path(path), function=function)
+    found = []
+    for name, values in program(program.noise(seed=seed)).items():
+        low, high = float(values.min()), float(values.max())
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError(f"{path}: output {name!r} goes from {low} to {high} on noise: its numbers outgrow their type")
+        found.append(Output(name, values.shape, values.dtype.name, low, high))
+    return found
 
 
 def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
@@ -154,10 +194,12 @@ def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: S
     return worst, lowest
 
 
-def verify_or_remove(path: Path, model: VAE, *, precision: str | None = None, images: Tensor | None = None) -> Verification:
+def verify_or_remove(
+    path: Path, model: VAE, *, precision: str | None = None, images: Tensor | None = None, function: str | None = None
+) -> Verification:
     """`verify`, leaving no file behind that fails."""
     try:
-        return verify(path, model, precision=precision, images=images)
+        return verify(path, model, precision=precision, images=images, function=function)
     except ValueError:
         remove(path)
         raise

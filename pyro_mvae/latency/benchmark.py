@@ -166,7 +166,8 @@ def packaged(entry: Mapping[str, Any]) -> dict[str, Any]:
     about = {name: entry[name] for name in ("format", "part", "precision", "bytes")}
     macs = entry.get("macs")
     phones = {} if macs is None else estimates(format="coreml", precision=entry["precision"], macs=macs, size=entry["bytes"])
-    return {"name": entry["path"], **about, "macs": macs, "phones": phones}
+    name = ", ".join(filter(None, (entry["path"], entry.get("function"))))
+    return {"name": name, **about, "macs": macs, "phones": phones}
 
 
 def checkpoints(folder: str | os.PathLike[str], given: Iterable[str] = ()) -> dict[str, Path]:

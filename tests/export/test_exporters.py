@@ -14,6 +14,7 @@ from pyro_mvae.evaluate import anomaly_scores
 from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.export import mil
 from pyro_mvae.export.capture import capture
+from pyro_mvae.export.executorch import Delegation, delegation
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.likelihoods import LIKELIHOODS
 from tests.catalog import EXPORTERS, MODELS
@@ -56,8 +57,11 @@ def test_every_model_is_exported_whole(name, exporter, images, tmp_path):
     model.guide(images[:64].float() / 255)
     model.eval()
     for part in PARTS:
-        result = export(model, tmp_path / f"{part}{suffix}", part=part, images=images, **settings)
+        path = tmp_path / f"{part}{suffix}"
+        result = export(model, path, part=part, images=images, **settings)
         assert result.psnr_db >= 40
+        if exporter == "export_executorch":
+            assert delegation(path.read_bytes()) == Delegation(pieces=1, outside=()), "nothing falls out of XNNPACK"
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
@@ -97,6 +101,10 @@ def test_what_is_unusual_has_the_score_that_pytorch_gives_it(name, more, exporte
     scores = torch.cat([load_artifact(path).run(image[None].float())[0] for image in some])
     expected = anomaly_scores(model, some) / some[0].numel()
     torch.testing.assert_close(scores, expected, rtol=0.02, atol=0.02 * float(expected.abs().mean()))
+    if exporter == "export_executorch":
+        left_out = delegation(path.read_bytes()).outside
+        assert left_out, "what a density needs is portable code, and said so"
+        assert not [operation for operation in left_out if "conv" in operation]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -42,7 +42,7 @@ def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
     manifest = describe(tmp_path)
     assert manifest["schema"] == 1
     assert [entry["path"] for entry in manifest["files"]] == sorted(
-        path.name for path in tmp_path.iterdir() if path.name != "manifest.json"
+        path.name for path in tmp_path.iterdir() if path.name not in ("manifest.json", "README.md")
     )
     for entry in manifest["files"]:
         path = tmp_path / entry["path"]

@@ -1,0 +1,160 @@
+"""How an app loads exported files: `README.md` beside them, with a snippet for each part in Swift and in Kotlin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from pyro_mvae.atomic import write_text
+from pyro_mvae.export.manifest import describe
+
+NAME = "README.md"
+MARK = "<!-- written by pyro-mvae from manifest.json -->"
+LANGUAGES = {"coreml": "swift", "executorch": "kotlin"}
+NOT_COMPILED = "It was neither compiled nor run where the files were made."
+
+SWIFT_PIXELS = Template("""\
+/// A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width).
+func pixels(of picture: UIImage) throws -> MLMultiArray {
+    let (channels, height, width, bytesPerPixel) = ($channels, $height, $width, $stride)
+    var bytes = [UInt8](repeating: 0, count: height * width * bytesPerPixel)
+    bytes.withUnsafeMutableBytes { buffer in
+        let context = CGContext(
+            data: buffer.baseAddress, width: width, height: height, bitsPerComponent: 8, bytesPerRow: width * bytesPerPixel,
+            space: $space, bitmapInfo: $alpha.rawValue)
+        context?.draw(picture.cgImage!, in: CGRect(x: 0, y: 0, width: width, height: height))
+    }
+    let array = try MLMultiArray(shape: [1, $channels, $height, $width], dataType: .float32)
+    for channel in 0..<channels {
+        for place in 0..<(height * width) {
+            array[channel * height * width + place] = NSNumber(value: bytes[place * bytesPerPixel + channel])
+        }
+    }
+    return array
+}
+""")
+SWIFT_CODE = Template("""\
+/// A code: the `loc` of an encoder, or noise.
+func code(of values: [Float]) throws -> MLMultiArray {
+    let array = try MLMultiArray(shape: [1, $latents], dataType: .float32)
+    for (place, value) in values.enumerated() { array[place] = NSNumber(value: value) }
+    return array
+}
+""")
+SWIFT = Template("""\
+import CoreML
+import UIKit
+
+$prepare
+func $part(_ given: $given) throws -> [String: MLMultiArray] {
+    let package = Bundle.main.url(forResource: "$stem", withExtension: "mlmodelc")!  // Xcode compiles $path to it
+    let model = try MLModel(contentsOf: package)
+    let input = try MLDictionaryFeatureProvider(dictionary: ["$input": $converted(of: given)])
+    let output = try model.prediction(from: input)
+    return Dictionary(uniqueKeysWithValues: [$outputs].map { ($$0, output.featureValue(for: $$0)!.multiArrayValue!) })
+}
+""")
+KOTLIN_PIXELS = Template("""
+/** A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width). */
+fun pixels(picture: Bitmap): FloatArray {
+    val small = Bitmap.createScaledBitmap(picture, $width, $height, true)
+    val colours = IntArray($width * $height)
+    small.getPixels(colours, 0, $width, 0, 0, $width, $height)
+    return FloatArray($channels * $width * $height) { i ->
+        val colour = colours[i % colours.size]
+        $pixel
+    }
+}
+""")
+KOTLIN_GREY = "0.299f * Color.red(colour) + 0.587f * Color.green(colour) + 0.114f * Color.blue(colour)"
+KOTLIN_COLOUR = "listOf(Color.red(colour), Color.green(colour), Color.blue(colour))[i / colours.size].toFloat()"
+KOTLIN = Template("""\
+import android.graphics.Bitmap
+import android.graphics.Color
+import org.pytorch.executorch.EValue
+import org.pytorch.executorch.Module
+import org.pytorch.executorch.Tensor
+$prepare
+/** $outputs. `path` is where the app has put $path. */
+fun $part(path: String, given: $given): List<FloatArray> {
+    val input = Tensor.fromBlob($converted, longArrayOf($shape))
+    return Module.load(path).forward(EValue.from(input)).map { it.toTensor().dataAsFloatArray }
+}
+""")
+
+
+def write_readme(folder: Path) -> None:
+    """Say how an app loads the files of a folder, by its manifest; somebody else's `README.md` is left as it is."""
+    path = folder / NAME
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+        return
+    write_text(path, readme(describe(folder)))
+
+
+def readme(manifest: Mapping[str, Any]) -> str:
+    """The page for the files of a manifest."""
+    model = manifest["model"]
+    lines = [MARK, "", f"# Files of the model {model['class']}", "", "| file | part | precision | bytes |", "|---|---|---|---|"]
+    lines += [f"| `{each['path']}` | {each['part']} | {each['precision']} | {each['bytes']:,} |" for each in manifest["files"]]
+    lines += [
+        "",
+        "`manifest.json` says what goes into each and what comes out. A code is drawn as loc + scale · noise by the app.",
+        "",
+    ]
+    for format, language in LANGUAGES.items():
+        for entry in one_a_part(manifest["files"], format):
+            lines += [
+                f"## {entry['part'].capitalize()} in {language.capitalize()}",
+                "",
+                f"For `{entry['path']}`. {NOT_COMPILED}",
+                "",
+                f"```{language}",
+                SNIPPETS[format](entry).rstrip(),
+                "```",
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def one_a_part(files: list[Mapping[str, Any]], format: str) -> list[Mapping[str, Any]]:
+    """The first file of each part in a format."""
+    return list({each["part"]: each for each in reversed(files) if each["format"] == format}.values())[::-1]
+
+
+def swift(entry: Mapping[str, Any]) -> str:
+    """A function that calls a Core ML package."""
+    (source,) = entry["inputs"]
+    names = ", ".join(f'"{output["name"]}"' for output in entry["outputs"])
+    common = {
+        "part": entry["part"],
+        "path": entry["path"],
+        "stem": Path(entry["path"]).stem,
+        "input": source["name"],
+        "outputs": names,
+    }
+    if len(source["shape"]) == 2:
+        prepare = SWIFT_CODE.substitute(latents=source["shape"][1])
+        return SWIFT.substitute(common, prepare=prepare, given="[Float]", converted="code")
+    _, channels, height, width = source["shape"]
+    grey = {"stride": 1, "space": "CGColorSpaceCreateDeviceGray()", "alpha": "CGImageAlphaInfo.none"}
+    colour = {"stride": 4, "space": "CGColorSpaceCreateDeviceRGB()", "alpha": "CGImageAlphaInfo.noneSkipLast"}
+    sizes = {"channels": channels, "height": height, "width": width, **(grey if channels == 1 else colour)}
+    return SWIFT.substitute(common, prepare=SWIFT_PIXELS.substitute(sizes), given="UIImage", converted="pixels")
+
+
+def kotlin(entry: Mapping[str, Any]) -> str:
+    """A function that calls an ExecuTorch program."""
+    (source,) = entry["inputs"]
+    outputs = ", ".join(f"{output['name']}: {output['meaning']}" for output in entry["outputs"])
+    shape = ", ".join(map(str, source["shape"]))
+    common = {"part": entry["part"], "path": entry["path"], "shape": shape, "outputs": outputs[0].upper() + outputs[1:]}
+    if len(source["shape"]) == 2:
+        return KOTLIN.substitute(common, prepare="", given="FloatArray", converted="given")
+    _, channels, height, width = source["shape"]
+    sizes = {"channels": channels, "height": height, "width": width, "pixel": KOTLIN_GREY if channels == 1 else KOTLIN_COLOUR}
+    return KOTLIN.substitute(common, prepare=KOTLIN_PIXELS.substitute(sizes), given="Bitmap", converted="pixels(given)")
+
+
+SNIPPETS: dict[str, Callable[[Mapping[str, Any]], str]] = {"coreml": swift, "executorch": kotlin}

@@ -1,0 +1,80 @@
+"""`README.md` beside exported files: what it says is the manifest's; nobody else's is touched."""
+
+import re
+
+import pytest
+
+from pyro_mvae import Verification, export_executorch
+from pyro_mvae.export.manifest import write_manifest
+from pyro_mvae.export.snippets import MARK, readme, write_readme
+from tests.catalog import MODELS
+
+
+def entry(part, format, path, shape, outputs):
+    tensors = [{"name": name, "meaning": f"what {name} is"} for name in outputs]
+    source = {"name": "z" if len(shape) == 2 else "image", "shape": shape}
+    return {"part": part, "format": format, "path": path, "precision": "int8", "bytes": 1, "inputs": [source], "outputs": tensors}
+
+
+FILES = [
+    entry("encoder", "coreml", "encoder.mlpackage", [1, 3, 20, 24], ["loc", "scale"]),
+    entry("encoder", "coreml", "encoder-float16.mlpackage", [1, 3, 20, 24], ["loc", "scale"]),
+    entry("decoder", "coreml", "decoder.mlpackage", [1, 7], ["image"]),
+    entry("encoder", "executorch", "encoder.pte", [1, 3, 20, 24], ["loc", "scale"]),
+    entry("decoder", "executorch", "decoder.pte", [1, 7], ["image"]),
+    entry("anomaly", "executorch", "anomaly.pte", [1, 1, 20, 24], ["score"]),
+    entry("decoder", "onnx", "decoder.onnx", [1, 7], ["image"]),
+]
+
+
+def snippets(language):
+    page = readme({"model": {"class": "VAE"}, "files": FILES})
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+@pytest.mark.parametrize(("language", "number"), [("swift", 2), ("kotlin", 3)])
+def test_a_snippet_for_each_part(language, number):
+    found = snippets(language)
+    assert len(found) == number, "one a part, however many precisions there are"
+    for text in found:
+        for opening, closing in ("()", "{}", "[]"):
+            assert text.count(opening) == text.count(closing)
+        assert "$" not in re.sub(r"\$0", "", text), "everything is filled in"
+
+
+def test_sizes_and_names_are_the_files():
+    encoder, decoder = snippets("swift")
+    assert '["image": pixels(of: given)]' in encoder
+    assert '["loc", "scale"]' in encoder
+    assert 'forResource: "encoder"' in encoder
+    assert "shape: [1, 3, 20, 24]" in encoder
+    assert "(3, 20, 24, 4)" in encoder, "red, green, blue, and a byte that is not used"
+    assert '["z": code(of: given)]' in decoder
+    assert "shape: [1, 7]" in decoder
+    colour, code, grey = snippets("kotlin")
+    assert "longArrayOf(1, 3, 20, 24)" in colour
+    assert "Color.blue(colour))[i / colours.size]" in colour
+    assert "getPixels(colours, 0, 24, 0, 0, 24, 20)" in grey
+    assert "0.587f" in grey
+    assert "longArrayOf(1, 7)" in code
+    assert "fromBlob(given" in code
+
+
+def test_it_says_that_it_was_not_compiled():
+    page = readme({"model": {"class": "VAE"}, "files": FILES})
+    assert page.count("neither compiled nor run") == 5
+
+
+def test_it_is_written_again_and_nobody_elses_is(tmp_path):
+    model = MODELS["VAE"]((1, 16, 16)).eval()
+    found: Verification = export_executorch(model, tmp_path / "decoder.pte")
+    write_manifest(tmp_path, model, [(found, None)], versions={})
+    write_readme(tmp_path)
+    first = (tmp_path / "README.md").read_text()
+    assert first.startswith(MARK)
+    (tmp_path / "README.md").write_text(first + "old")
+    write_readme(tmp_path)
+    assert (tmp_path / "README.md").read_text() == first
+    (tmp_path / "README.md").write_text("# My own")
+    write_readme(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# My own"
