@@ -16,14 +16,21 @@ from pyro_mvae.data import Split
 from pyro_mvae.models import VAE
 
 
-def png(figure: Figure) -> bytes:
-    """The bytes of a PNG file."""
+class Picture(bytes):
+    """The bytes of a PNG file, which a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        return bytes(self)
+
+
+def png(figure: Figure) -> Picture:
+    """A figure as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
-    return file.getvalue()
+    return Picture(file.getvalue())
 
 
-def image_rows(rows: Mapping[str, Tensor]) -> bytes:
+def image_rows(rows: Mapping[str, Tensor]) -> Picture:
     """Images in labelled rows; each (n, C, H, W) in [0, 1].
 
     Example:
@@ -32,7 +39,7 @@ def image_rows(rows: Mapping[str, Tensor]) -> bytes:
     """
     num_columns = max(len(images) for images in rows.values())
     figure = Figure(figsize=(num_columns * 0.75 + 1, len(rows) * 0.8))
-    axes = np.atleast_2d(figure.subplots(len(rows), num_columns))
+    axes = figure.subplots(len(rows), num_columns, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=False):
             axis.imshow(image.movedim(0, -1).clamp(0, 1).numpy().squeeze(), cmap="gray", vmin=0, vmax=1)
@@ -45,14 +52,14 @@ def image_rows(rows: Mapping[str, Tensor]) -> bytes:
 
 
 @torch.no_grad()
-def reconstructions(models: Mapping[str, VAE], images: Tensor, *, num_images: int = 12) -> bytes:
+def reconstructions(models: Mapping[str, VAE], images: Tensor, *, num_images: int = 12) -> Picture:
     """A row of test images, from all over the set, and one of each model's reconstruction of them; images are uint8."""
     x = images[:: math.ceil(len(images) / num_images)].float() / 255
     return image_rows({"original": x, **{name: model.decode(model.encode(x)) for name, model in models.items()}})
 
 
 @torch.no_grad()
-def samples(models: Mapping[str, VAE], *, num_images: int = 12, seed: int = 0) -> bytes:
+def samples(models: Mapping[str, VAE], *, num_images: int = 12, seed: int = 0) -> Picture:
     """A row of pictures drawn from each model's prior, from the same noise."""
     rows = {}
     for name, model in models.items():
@@ -63,7 +70,7 @@ def samples(models: Mapping[str, VAE], *, num_images: int = 12, seed: int = 0) -
 
 
 @torch.no_grad()
-def latent_scatter(model: VAE, split: Split, *, num_images: int = 2000) -> bytes:
+def latent_scatter(model: VAE, split: Split, *, num_images: int = 2000) -> Picture:
     """Posterior means of test images on their two principal axes, coloured by label where there are labels."""
     z = model.encode(split.images[:num_images].float() / 255)
     z = z - z.mean(0)
@@ -78,7 +85,7 @@ def latent_scatter(model: VAE, split: Split, *, num_images: int = 2000) -> bytes
     return png(figure)
 
 
-def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> bytes:
+def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> Picture:
     """Bars of each model's accuracies in %, side by side; `columns` are those of the table, and what they are called.
 
     Example:
@@ -97,7 +104,7 @@ def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> bytes:
     return png(figure)
 
 
-def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = None) -> bytes:
+def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = None) -> Picture:
     """Students of `miniaturize`, their held-out bound against a cost, each with its number in the table; see `pareto.html`."""
     figure = Figure(figsize=(7, 4.2))
     plane = figure.subplots()
@@ -117,7 +124,7 @@ def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = N
 
 def series(
     columns: Mapping[str, Sequence[float]], bounds: Mapping[str, Mapping[str, float]], *, labels: Mapping[str, str]
-) -> bytes:
+) -> Picture:
     """Figures over time, a panel for each, its bound dotted and what crosses it red.
 
     Example:
@@ -137,7 +144,7 @@ def series(
     return png(figure)
 
 
-def training_curves(histories: Mapping[str, pd.DataFrame]) -> bytes:
+def training_curves(histories: Mapping[str, pd.DataFrame]) -> Picture:
     """Loss, likelihood and KL per epoch, in nats, a panel for each history; what marks a change of stage is dotted."""
     figure = Figure(figsize=(5 * len(histories), 3.2))
     for axis, (name, history) in zip(np.atleast_1d(figure.subplots(1, len(histories))), histories.items(), strict=True):
