@@ -83,6 +83,9 @@ EXPORTERS: dict[str, tuple[Callable[..., Any], str, dict[str, str]]] = {
     "export_onnx": (export.export_onnx, ".onnx", {}),
 }
 
+OF_SEVERAL_PARTS = {"export_coreml_functions"}
+"""What puts files of one of the above together."""
+
 
 def public_functions(module: Any) -> set[str]:
     """Names of the public functions and classes that a module defines itself."""

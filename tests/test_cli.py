@@ -143,7 +143,7 @@ def test_miniaturize_finds_a_student_or_says_how_near_one_can_come(tmp_path):
     line = mistake(*arguments, "--budget-kb", 3, "--out", tmp_path / "none", code=3)
     assert re.search(r"budget can't be met: 3 KB \(nearest: \d+\.\d+ KB\)", line)
     text = run(*arguments, "--budget-kb", 30, "--processes", 1, "--out", out).stdout
-    assert f"{out / 'student.safetensors'} is w" in text
+    assert f"{out / 'student.safetensors'} is " in text
     assert {"student.safetensors", "pareto.csv", "pareto.html", "candidates"} <= {path.name for path in out.iterdir()}
     assert "budget_kb 30" not in mistake(*arguments, "--budget-kb", 31, "--out", out)
     assert "budget is empty" in mistake(*arguments, "--out", tmp_path / "empty")
