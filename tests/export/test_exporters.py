@@ -109,7 +109,7 @@ def test_what_is_unusual_has_the_score_that_pytorch_gives_it(name, more, exporte
 
 @pytest.mark.parametrize("name", ["VAE", "VQVAE", "MVAE"])
 def test_palettes_are_what_a_package_holds(name, images, tmp_path):
-    """Of nets of both kinds, with a scale and without, verified as the rest; the program's tables have as many values, its file is that much smaller."""
+    """Of nets of both kinds, with a scale and without: its tables have as many values, its file is that much smaller."""
     model = Palettize(bits=2)(having_seen(MODELS[name]((1, 16, 16)), images))
     for part in PARTS:
         path = tmp_path / f"{part}.mlpackage"
