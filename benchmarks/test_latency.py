@@ -5,22 +5,19 @@ pytest benchmarks/ -k 'latency and digits'
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from benchmarks.digits import built
 from benchmarks.interleave import one_core
-from pyro_mvae import benchmark, build, load_model
+from pyro_mvae import benchmark, load_model
 from pyro_mvae.latency import checkpoints
 
-RUNS = Path(__file__).parent / "runs"
 TIMES, SHARE, LARGE = 10, 0.4, 10**6
 
 
 def test_latency_digits(record):
     """The decoder's p90: int8 on XNNPACK against the teacher in float32, and the same student elsewhere."""
-    out = RUNS / "latency-digits"
-    if not (out / "report.json").is_file():
-        build(out=out, resume=(out / "build.json").is_file())
+    out = built()
     models = {name: load_model(path).eval() for name, path in checkpoints(out).items()}
     with one_core():
         found = benchmark(out, models=models)
