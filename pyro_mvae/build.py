@@ -120,11 +120,11 @@ def build(
         start(out, settings)
     teacher, student, histories = train(settings, images, out / CHECKPOINTS, resume=resume, progress=progress)
     save_model(out / "student.safetensors", student)
-    artifacts = export_all(student, images, out, progress=progress)
-    check_budget(artifacts, settings.budget_kb)
     likelihoods = [
         evaluated(settings, name, vae, images, progress) for name, vae in {"teacher": teacher, "student": student}.items()
     ]
+    artifacts = export_all(student, images, out, about=for_xcode(images, likelihoods[1]), progress=progress)
+    check_budget(artifacts, settings.budget_kb)
     timed = [with_latency(out, item, student, images) for item in artifacts]
     latencies = [{name: entry[name] for name in ("p50_us", "p90_us")} if entry["p50_us"] else None for entry in timed]
     versions = {"pyro-mvae": __version__, **environment()}
@@ -162,11 +162,24 @@ def train(settings: Settings, data: Data, folder: Path, *, resume: bool, progres
     return teacher, student.model, {"teacher": history, "student": student.history}
 
 
-def export_all(student: VAE, data: Data, out: Path, *, progress: Track) -> list[Verification]:
+def for_xcode(data: Data, nll: NLL) -> dict[str, str]:
+    """What a developer is shown of a package's origin."""
+    trained = f"{data.name}, {len(data.train):,} images of {' × '.join(map(str, data.shape))}"
+    return {"training_data": trained, "nll": f"{nll.nats:.2f} nats an image, {nll.protocol}, {nll.num_images:,} test images"}
+
+
+def export_all(student: VAE, data: Data, out: Path, *, about: dict[str, str], progress: Track) -> list[Verification]:
     """Export each part in each format, verified on test images."""
     jobs = [(name.format(part), part, *how) for name, how in FILES.items() for part in PARTS]
     return [
-        export(student, out / name, part=part, images=data.test.images, **more)
+        export(
+            student,
+            out / name,
+            part=part,
+            images=data.test.images,
+            **more,
+            **({"about": about} if export is export_coreml else {}),
+        )
         for name, part, export, more in progress(jobs, "Export and verify", len(jobs))
     ]
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from pyro_mvae import MVAE, PruneChannels, Quantize, load_model, save_model
 from pyro_mvae.cli import main
+from pyro_mvae.export import MilProgram
 from pyro_mvae.search.student import calibrated
 
 REPORT_KEYS = {
@@ -106,6 +107,9 @@ def test_a_build_can_be_verified_and_exported_from(built, tmp_path):
     out, _ = built
     for name in ("decoder.pte", "encoder.onnx", "decoder.mlpackage", "encoder-float16.mlpackage"):
         assert "differs from PyTorch by at most" in run("verify", out / name, "--against", out / "student.safetensors").stdout
+    metadata = MilProgram.load(out / "decoder.mlpackage").metadata
+    assert metadata["nll"].startswith(f"{json.loads((out / 'report.json').read_text())['student']['nll']:.2f} nats an image")
+    assert "images of 3 × 16 × 16" in metadata["training_data"]
     package = tmp_path / "decoder.mlpackage"
     run("export-coreml", out / "student.safetensors", package, "--precision", "int8", "--target", "iOS17")
     assert package.is_dir()
