@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from pyro_mvae.latency.timing import in_turns
 
 
 @contextmanager
@@ -29,17 +29,5 @@ def interleaved(
     candidates: Mapping[str, Callable[[], Any]], *, rounds: int = 30, runs: int = 20, warm_up: int = 20
 ) -> dict[str, dict[str, float]]:
     """Microseconds of each candidate, median and 90th percentile over all runs, the candidates taking turns."""
-    for run in candidates.values():
-        for _ in range(warm_up):
-            run()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            for _ in range(runs):
-                start = time.perf_counter_ns()
-                run()
-                times[name].append((time.perf_counter_ns() - start) / 1000)
-    return {
-        name: {"p50_us": round(statistics.median(some), 1), "p90_us": round(statistics.quantiles(some, n=10)[8], 1)}
-        for name, some in times.items()
-    }
+    times = in_turns(candidates, runs=rounds * runs, seconds=0, rounds=rounds, warm_up=warm_up)
+    return {name: {"p50_us": timing.p50_us, "p90_us": timing.p90_us} for name, timing in times.items()}

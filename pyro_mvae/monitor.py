@@ -208,9 +208,9 @@ def quality(vae: VAE, images: Tensor, how: Mapping[str, Any], progress: Track) -
     nats, errors = [], []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how["seed"])
-        for some in progress(x.split(20), "Likelihood of the files", -(-len(x) // 20)):
-            nats.append(-log_evidence(vae, some, how["num_samples"]))
-            errors.append((vae.decode(vae.encode(some)) - some).square().mean((1, 2, 3)))
+        for few in progress(x.split(20), "Likelihood of the files", -(-len(x) // 20)):
+            nats.append(-log_evidence(vae, few, how["num_samples"]))
+            errors.append((vae.decode(vae.encode(few)) - few).square().mean((1, 2, 3)))
     return torch.cat(nats), torch.cat(errors)
 
 

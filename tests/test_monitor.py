@@ -106,8 +106,6 @@ def test_exporting_again_keeps_the_baseline(folder, fitted):
 
 
 def test_command(folder, monkeypatch, data):
-    import pyro_mvae.cli.monitor  # noqa: F401
-
     monkeypatch.setitem(unchecked(main.commands["monitor"].callback).__globals__, "load_data", lambda spec, **how: data)
     result = CliRunner().invoke(main, ["monitor", str(folder), "--data", "squares"])
     assert result.exit_code == 0, result.output

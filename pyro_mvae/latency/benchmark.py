@@ -180,14 +180,15 @@ def checkpoints(folder: str | os.PathLike[str], given: Iterable[str] = ()) -> di
         >>> checkpoints("nowhere"), checkpoints("nowhere", ["old=old.safetensors"])
         ({}, {'old': PosixPath('old.safetensors')})
     """
-    usual = {"teacher": "checkpoints/teacher.safetensors", "student": "student.safetensors"}
-    found = {name: Path(folder) / path for name, path in usual.items()}
+    named: dict[str, Path] = {}
     for each in given:
-        name, equals, path = each.partition("=")
-        if not (name and equals and path):
+        name, _, path = each.partition("=")
+        if not (name and path):
             raise ValueError(f"model is {each!r}, expected NAME=CHECKPOINT")
-    named = {name: Path(path) for name, _, path in (each.partition("=") for each in given)}
-    return named or {name: path for name, path in found.items() if path.is_file()}
+        named[name] = Path(path)
+    usual = {"teacher": "checkpoints/teacher.safetensors", "student": "student.safetensors"}
+    there = {name: Path(folder) / path for name, path in usual.items() if (Path(folder) / path).is_file()}
+    return named or there
 
 
 def as_text(content: Mapping[str, Any], slower: Mapping[str, float] | None = None) -> tuple[list[str], list[list[str]]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from pyro_mvae.export._quiet import import_quietly
 from pyro_mvae.export.executorch import runtime
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.side_by_side import side_by_side
@@ -61,7 +62,7 @@ def warm_up(suffix: str) -> None:
     if suffix == ".pte":
         runtime()
     else:
-        import onnxruntime  # noqa: F401
+        import_quietly("onnxruntime")
 
 
 def peak_bytes(*, anew: bool = False) -> int:

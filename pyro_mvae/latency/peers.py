@@ -19,8 +19,6 @@ from pyro_mvae.export.onnx import load_onnx
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized
 
-RUNTIMES = ("eager", "torch.compile", "onnxruntime", "executorch")
-
 
 def peers(model: VAE, part: str, images: Tensor) -> Iterator[tuple[str, str, Callable[[Tensor], Any]]]:
     """Each runtime, the precision, and a part of the model as a function there.

@@ -43,7 +43,7 @@ class Lesson:
     """What all students of a search are told.
 
     Attributes:
-        distill: λ of (19).
+        distill: λ of (19); 0 where students learn from the data alone.
         seed: of weights and noise.
         files: the folder of what `handed_over` wrote.
         out: the folder of the search.

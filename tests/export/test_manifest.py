@@ -6,13 +6,13 @@ import hashlib
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from pyro_mvae import Quantize, cli, save_model
+from pyro_mvae import Quantize, save_model
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.search.student import calibrated
 from tests.catalog import EXPORTERS, MODELS
+from tests.commands import run
 
 VERBS = {"export-coreml": ".mlpackage", "export-executorch": ".pte", "export-onnx": ".onnx"}
 
@@ -27,18 +27,12 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-def run(*arguments, code=0):
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.output
-
-
 @pytest.mark.parametrize("name", ["VAE", "VQVAE", "int8"])
 def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
     checkpoint = checkpoints / f"{name}.safetensors"
     for verb, suffix in VERBS.items():
         for part in ("encoder", "decoder"):
-            assert "differs from PyTorch by" in run(verb, checkpoint, tmp_path / f"{part}{suffix}", "--part", part)
+            assert "differs from PyTorch by" in run(verb, checkpoint, tmp_path / f"{part}{suffix}", "--part", part).output
     manifest = describe(tmp_path)
     assert manifest["schema"] == 1
     assert [entry["path"] for entry in manifest["files"]] == sorted(
@@ -60,11 +54,11 @@ def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
 def test_another_model_is_not_mixed_in(checkpoints, tmp_path):
     run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx")
     before = (tmp_path / "manifest.json").read_bytes()
-    message = run("export-onnx", checkpoints / "SVAE.safetensors", tmp_path / "b.onnx", code=2)
+    message = run("export-onnx", checkpoints / "SVAE.safetensors", tmp_path / "b.onnx", code=2).output
     assert "manifest.json is of another model: give another folder, or --overwrite" in message
     assert (tmp_path / "manifest.json").read_bytes() == before
     assert not (tmp_path / "b.onnx").exists()
-    assert "a.onnx exists" in run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx", code=2)
+    assert "a.onnx exists" in run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx", code=2).output
     run("export-onnx", checkpoints / "SVAE.safetensors", tmp_path / "b.onnx", "--overwrite")
     assert [entry["path"] for entry in describe(tmp_path)["files"]] == ["b.onnx"]
 

@@ -4,24 +4,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from click.testing import CliRunner
 from torch import nn
 
 from pyro_mvae import Quantize, examine, export_coreml, export_coreml_functions, load_model, save_model, verify
-from pyro_mvae.cli import main
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.export.mil import MilProgram, evaluate_mlpackage, functions_of
 from tests.catalog import MODELS
+from tests.commands import run
 
 ct = import_quietly("coremltools")
 PARTS = ("encoder", "decoder", "reconstruct", "anomaly")
-
-
-def run(*words, code=0):
-    result = CliRunner().invoke(main, [str(word) for word in words])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")
