@@ -117,7 +117,7 @@ def compare(
         data, size: what to train on, see `load_data`; accuracies need labels.
         models: names with commas between, or "all".
         seeds: how many times each is trained.
-        epochs: of each; when None, half of `usual_epochs`: a look, where `build` wants a model to keep.
+        epochs: of each; when None, a third of `usual_epochs`, 3 at least: a look, where `build` wants a model to keep.
         out: the folder to make, or to go on in.
         nll_samples: importance samples for each test image.
         num_generated: pictures that the judge reads.
@@ -135,7 +135,7 @@ def compare(
     settings = Settings(data, chosen(models), seeds, epochs, size, batch_size, lr, latent_dim, nll_samples, num_generated)
     out = Path(out)
     images = load_data(settings.data, size=settings.size, progress=progress)
-    settings = replace(settings, epochs=settings.epochs or usual_epochs(len(images.train)) // 2)
+    settings = replace(settings, epochs=settings.epochs or max(usual_epochs(len(images.train)) // 3, 3))
     check_models(settings, images)
     claim(out / SETTINGS, asdict(settings), what="comparison", free=("models", "seeds"))
     for folder in ("results", "checkpoints"):

@@ -20,7 +20,7 @@ from pyro_mvae.table9 import markdown, shown
 @click.option("--data", default="digits", show_default=True, metavar="SPEC", help="As in build; accuracies need labels.")
 @click.option("--models", default="all", show_default=True, help="Names with commas between, such as vae,mvae.")
 @click.option("--seeds", default=3, show_default=True, help="How many times each is trained.")
-@click.option("--epochs", type=int, help="Of each; by default as many as make 625 steps of 64 images, and 4 at least.")
+@click.option("--epochs", type=int, help="Of each; by default as many as make about 420 steps of 64 images, and 3 at least.")
 @click.option("--out", default="compare", show_default=True, help="The folder to make, or to go on in.")
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
 @click.option("--batch-size", default=64, show_default=True)
