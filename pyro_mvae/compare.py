@@ -223,6 +223,7 @@ def measure_all(settings: Settings, data: Data, out: Path, *, processes: int, pr
         for name, seed in cases:
             failures |= measured(settings, name, seed, data, out, judge, progress=progress)
         return failures
+    cases.sort(key=lambda case: case[0] not in CLUSTERED)  # begun last, those that take longest would leave other processes idle
     parts = [(settings, name, seed, out, judge) for name, seed in cases]
     try:
         for failed in progress(side_by_side(measured_elsewhere, parts, processes=processes), "Models", len(parts)):
