@@ -114,12 +114,15 @@ class Capture:
         return result if isinstance(result, tuple) else (result,)
 
 
-def capture(model: VAE, part: str, *, precision: str) -> Capture:
+def capture(model: VAE, part: str, *, precision: str, written: Callable[[nn.Module], nn.Module] = lambda net: net) -> Capture:
     """Take a part of a model, or both from an image on, at a precision.
 
     At "int8" a quantised model gives its integers, weights and activations; any other gives integer weights alone, which Core ML
     can use. At "float32" and "float16" a quantised model gives its rounded weights as floats.
     "palettized" is float16 whose files hold palettes.
+
+    Args:
+        written: what nets are put into, the same in operations that a runtime prefers.
 
     Raises:
         ValueError: for an unknown part or precision, or a quantised model that was never fitted.
@@ -134,19 +137,19 @@ def capture(model: VAE, part: str, *, precision: str) -> Capture:
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}")
     if part in WHOLES:
-        return whole(model, part, precision=precision)
+        return whole(model, part, precision=precision, written=written)
     net, example = model.deployable()[part]
-    net = at_precision(net, precision).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+    net = written(at_precision(net, precision)).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     if part == "encoder":
         outputs = ("loc", "scale") if isinstance(net(example), tuple) else ("loc",)
         return Capture(part, precision, EncoderGraph(net).eval(), example, "image", outputs)
     return Capture(part, precision, DecoderGraph(net).eval(), example, "z", ("image",))
 
 
-def whole(model: VAE, part: str, *, precision: str) -> Capture:
+def whole(model: VAE, part: str, *, precision: str, written: Callable[[nn.Module], nn.Module]) -> Capture:
     """Both nets of a model as one graph."""
     model, example = copy.deepcopy(model), model.deployable()["encoder"][1]
-    model.encoder, model.decoder = (at_precision(net, precision) for net in (model.encoder, model.decoder))
+    model.encoder, model.decoder = (written(at_precision(net, precision)) for net in (model.encoder, model.decoder))
     model = model.eval().requires_grad_(False)
     # "picture": exporters would rename an output that is called as the input is
     graph, output = (ReconstructGraph, "picture") if part == "reconstruct" else (AnomalyGraph, "score")

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, no_native_messages, quiet
 from pyro_mvae.export.capture import PARTS, capture
+from pyro_mvae.export.interleave import interleaved
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized
@@ -64,7 +65,7 @@ def precision_of(model: VAE, precision: str | None) -> str:
 def lower(model: VAE, *, part: str, precision: str) -> bytes:
     """The content of a `.pte`."""
     with quiet():
-        program = capture(model, part, precision=precision).program()
+        program = capture(model, part, precision=precision, written=interleaved).program()
     return lowered(program)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.atomic import write_text
 from pyro_mvae.export.executorch import loaded, lowered
+from pyro_mvae.export.interleave import interleaved
 from pyro_mvae.latency.timing import latency
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS
@@ -138,5 +139,5 @@ def measured(block: Block) -> float:
         torch.manual_seed(0)
         net, x = block.net(), torch.rand(1, block.in_channels, block.height, block.width)
         net.train()(x)
-        program = torch.export.export(as_integers(net.eval()), (x,), strict=False)
+        program = torch.export.export(interleaved(as_integers(net.eval())), (x,), strict=False)
     return latency(loaded(lowered(program))[1], x).p50_us

@@ -7,7 +7,7 @@ opens with a transposed one. Channels then stay channels from end to end, which 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,13 @@ class Gather(nn.Conv2d):
 
 
 class Spread(nn.ConvTranspose2d):
-    """A transposed convolution of a single place: the opposite of `Gather`, and computed alike in training."""
+    """A transposed convolution of a single place: the opposite of `Gather`, and computed alike in training.
+
+    Its stride, which a single place does not need, is its kernel: XNNPACK then knows that no two kernels overlap.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any, **more: Any):
+        super().__init__(in_channels, out_channels, kernel_size, **{"stride": kernel_size, **more})
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if not self.training:

@@ -139,6 +139,10 @@ class QuantizedConv(nn.Module):
         scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
         return weight + (torch.round(weight / scales).clamp(-self.highest, self.highest) * scales - weight).detach()
 
+    def stored(self) -> IntegerConv:
+        """With its integers instead of the weights that they are rounded from."""
+        return IntegerConv(self.conv, self.integers(), self.scales())
+
     def forward(self, x: Tensor) -> Tensor:
         return convolve(self.conv, x, self.rounded_weight())
 
@@ -150,19 +154,19 @@ def convolve(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, weight: Tensor) ->
 
 
 class IntegerConv(nn.Module):
-    """A `QuantizedConv` with its integers stored: what is exported."""
+    """A convolution whose weights are stored as integers, with a scale for each output channel: what is exported."""
 
     integers: Tensor
     scales: Tensor
     zero_points: Tensor
 
-    def __init__(self, quantized: QuantizedConv):
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, integers: Tensor, scales: Tensor):
         super().__init__()
-        self.conv = copy.deepcopy(quantized.conv)
-        self.axis = quantized.axis
-        self.register_buffer("integers", quantized.integers())
-        self.register_buffer("scales", quantized.scales())
-        self.register_buffer("zero_points", torch.zeros(len(self.scales), dtype=torch.int64))
+        self.conv = copy.deepcopy(conv)
+        self.axis = 1 if conv.transposed else 0
+        self.register_buffer("integers", integers)
+        self.register_buffer("scales", scales)
+        self.register_buffer("zero_points", torch.zeros(len(scales), dtype=torch.int64))
         del self.conv.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +298,7 @@ def as_integers(net: nn.Module) -> nn.Module:
     """
     net = copy.deepcopy(net)
     round_biases(net)
-    return replaced(net.eval(), {QuantizedConv: IntegerConv, ActivationQuantizer: IntegerActivation})
+    return replaced(net.eval(), {QuantizedConv: QuantizedConv.stored, ActivationQuantizer: IntegerActivation})
 
 
 class RoundingTracer(fx.Tracer):
@@ -321,7 +325,7 @@ def as_integer_weights(net: nn.Module) -> nn.Module:
     """A copy of a net that was not quantised, in evaluation mode, with int8 weights and activations left as they are."""
 
     def integer(conv: Any) -> nn.Module:
-        return IntegerConv(QuantizedConv(conv))
+        return QuantizedConv(conv).stored()
 
     return replaced(copy.deepcopy(net).eval(), dict.fromkeys(CONVOLUTIONS, integer))
 
