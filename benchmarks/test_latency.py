@@ -1,24 +1,47 @@
-"""What `pyro-mvae benchmark` says of a build on digits: its student against its teacher, runtimes, and the machine's peak.
+"""What `pyro-mvae benchmark` says of a student against its teacher, runtimes, and the machine's peak.
 
-pytest benchmarks/ -k 'latency and digits'
+pytest benchmarks/ -k latency_digits
+pytest benchmarks/ -k 'compress_size or latency_mnist' --mnist DIR
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from benchmarks.digits import built
+import pytest
+
+from benchmarks.digits import FOLDER, built
 from benchmarks.interleave import one_core
-from pyro_mvae import benchmark, load_model
+from pyro_mvae import VAE, benchmark, export_executorch, load_model
+from pyro_mvae.export.manifest import write_manifest
 from pyro_mvae.latency import checkpoints
+from pyro_mvae.report import environment
 
 TIMES, SHARE, LARGE = 10, 0.4, 10**6
 
 
 def test_latency_digits(record):
+    """The build on the bundled digits."""
+    models = {name: load_model(path).eval() for name, path in checkpoints(built()).items()}
+    held_against_teacher(FOLDER, models, record, "latency-digits")
+
+
+def test_latency_mnist(record, tmp_path):
+    """The compression benchmark's teacher, and the student within a fiftieth of its bytes, where both were trained."""
+    runs = FOLDER.parent
+    paths = {"teacher": runs / "compress-teacher-mnist.safetensors", "student": runs / "compress-size-mnist/student.safetensors"}
+    if not all(path.is_file() for path in paths.values()):
+        pytest.skip("run -k compress_size before, with --mnist")
+    models = {name: load_model(path).eval() for name, path in paths.items()}
+    files = [export_executorch(models["student"], tmp_path / f"{part}.pte", part=part) for part in ("encoder", "decoder")]
+    write_manifest(tmp_path, models["student"], [(file, None) for file in files], versions=environment())
+    held_against_teacher(tmp_path, models, record, "latency-mnist")
+
+
+def held_against_teacher(out: Path, models: Mapping[str, VAE], record: Callable[..., None], name: str) -> None:
     """The decoder's p90: int8 on XNNPACK against the teacher in float32, and the same student elsewhere."""
-    out = built()
-    models = {name: load_model(path).eval() for name, path in checkpoints(out).items()}
     with one_core():
         found = benchmark(out, models=models)
     rows: dict[str, dict[str, Any]] = {row["name"]: row for row in found["rows"] if "p90_us" in row}
@@ -37,4 +60,4 @@ def test_latency_digits(record):
         "shares_above_a_million_macs": large,
         "goal_share": SHARE,
     }
-    record("latency-digits", {**figures, "peaks": found["peaks"], "protocol": found["protocol"], "rows": list(rows.values())})
+    record(name, {**figures, "peaks": found["peaks"], "protocol": found["protocol"], "rows": list(rows.values())})
