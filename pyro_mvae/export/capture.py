@@ -21,6 +21,8 @@ PARTS = ("encoder", "decoder")
 WHOLES = ("reconstruct", "anomaly")
 """What goes from an image through both parts."""
 PRECISIONS = ("float32", "float16", "palettized", "int8")
+MOST = 1024
+"""Images in a batch of any size, at most."""
 
 
 # operations of densities that some runtime does not know, in terms of those that all do
@@ -46,25 +48,25 @@ class EncoderGraph(nn.Module):
 
 
 class DecoderGraph(nn.Module):
-    """z → the expected picture, in [0, 1]. Noise is the caller's: z = loc + scale ε, with ε drawn by the app, or z = loc."""
+    """z → the expected picture, from 0 to `white`. Noise is the caller's: z = loc + scale ε, ε drawn by the app, or z = loc."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, *, white: float = 1.0):
         super().__init__()
-        self.net = net
+        self.net, self.white = net, white
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.net(z).sigmoid()
+        return shown(self.net(z), white=self.white)
 
 
 class ReconstructGraph(nn.Module):
-    """Raw pixels, 0–255, → the expected picture of their code, in [0, 1]."""
+    """Raw pixels, 0–255, → the expected picture of their code, from 0 to `white`."""
 
-    def __init__(self, model: VAE):
+    def __init__(self, model: VAE, *, white: float = 1.0):
         super().__init__()
-        self.model = model
+        self.model, self.white = model, white
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.model.decoder(coded(self.model, image * (1 / 255))).sigmoid()
+        return shown(self.model.decoder(coded(self.model, image * (1 / 255))), white=self.white)
 
 
 class AnomalyGraph(nn.Module):
@@ -85,6 +87,12 @@ class AnomalyGraph(nn.Module):
         return -self.model.likelihood(*given).base_dist.log_prob(x).mean((1, 2, 3))
 
 
+def shown(eta: Tensor, *, white: float) -> Tensor:
+    """The picture that a decoder's output stands for."""
+    picture = eta.sigmoid()
+    return picture if white == 1 else white * picture
+
+
 def coded(model: VAE, x: Tensor) -> Tensor:
     """The mean of q(z|x), by whatever the encoder is now."""
     outputs = model.encoder(x)
@@ -102,9 +110,11 @@ class Capture:
     input: str
     outputs: tuple[str, ...]
 
-    def program(self) -> torch.export.ExportedProgram:
-        """The graph that exporters convert, for a batch of one."""
-        program = torch.export.export(self.module, (self.example,), strict=False)
+    def program(self, *, batch_size: int | None = 1) -> torch.export.ExportedProgram:
+        """The graph that exporters convert, for batches of one size, or of any."""
+        example = self.example.expand(batch_size or 2, *self.example.shape[1:]).contiguous()
+        any_size = None if batch_size else ({0: torch.export.Dim("batch", min=1, max=MOST)},)
+        program = torch.export.export(self.module, (example,), strict=False, dynamic_shapes=any_size)
         return program.run_decompositions(IN_OTHER_TERMS) if self.part == "anomaly" else program
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -114,7 +124,14 @@ class Capture:
         return result if isinstance(result, tuple) else (result,)
 
 
-def capture(model: VAE, part: str, *, precision: str, written: Callable[[nn.Module], nn.Module] = lambda net: net) -> Capture:
+def capture(
+    model: VAE,
+    part: str,
+    *,
+    precision: str,
+    written: Callable[[nn.Module], nn.Module] = lambda net: net,
+    white: float = 1.0,
+) -> Capture:
     """Take a part of a model, or both from an image on, at a precision.
 
     At "int8" a quantised model gives its integers, weights and activations; any other gives integer weights alone, which Core ML
@@ -123,6 +140,7 @@ def capture(model: VAE, part: str, *, precision: str, written: Callable[[nn.Modu
 
     Args:
         written: what nets are put into, the same in operations that a runtime prefers.
+        white: what the brightest pixel is in pictures that come out.
 
     Raises:
         ValueError: for an unknown part or precision, or a quantised model that was never fitted.
@@ -137,23 +155,24 @@ def capture(model: VAE, part: str, *, precision: str, written: Callable[[nn.Modu
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}")
     if part in WHOLES:
-        return whole(model, part, precision=precision, written=written)
+        return whole(model, part, precision=precision, written=written, white=white)
     net, example = model.deployable()[part]
     net = written(at_precision(net, precision)).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     if part == "encoder":
         outputs = ("loc", "scale") if isinstance(net(example), tuple) else ("loc",)
         return Capture(part, precision, EncoderGraph(net).eval(), example, "image", outputs)
-    return Capture(part, precision, DecoderGraph(net).eval(), example, "z", ("image",))
+    return Capture(part, precision, DecoderGraph(net, white=white).eval(), example, "z", ("image",))
 
 
-def whole(model: VAE, part: str, *, precision: str, written: Callable[[nn.Module], nn.Module]) -> Capture:
+def whole(model: VAE, part: str, *, precision: str, written: Callable[[nn.Module], nn.Module], white: float) -> Capture:
     """Both nets of a model as one graph."""
     model, example = copy.deepcopy(model), model.deployable()["encoder"][1]
     model.encoder, model.decoder = (written(at_precision(net, precision)) for net in (model.encoder, model.decoder))
     model = model.eval().requires_grad_(False)
     # "picture": exporters would rename an output that is called as the input is
-    graph, output = (ReconstructGraph, "picture") if part == "reconstruct" else (AnomalyGraph, "score")
-    return Capture(part, precision, graph(model).eval(), example, "image", (output,))
+    if part == "reconstruct":
+        return Capture(part, precision, ReconstructGraph(model, white=white).eval(), example, "image", ("picture",))
+    return Capture(part, precision, AnomalyGraph(model).eval(), example, "image", ("score",))
 
 
 def at_precision(net: nn.Module, precision: str) -> nn.Module:

@@ -17,14 +17,17 @@ from torch import Tensor
 from pyro_mvae._version import __version__
 from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, quiet
-from pyro_mvae.export.capture import Capture, capture
+from pyro_mvae.export.capture import MOST, Capture, capture
 from pyro_mvae.export.manifest import tensors_of
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.palette import BITS, how_palettized
 from pyro_mvae.nets.quantized import is_quantized
 
 TARGETS = ("iOS16", "iOS17", "iOS18")
+PICTURES = ("arrays", "images")
+COLOURS = {1: "GRAYSCALE", 3: "RGB"}
 # int8 weights for earlier systems give wrong results on GPU and neural engine
 DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18"}
 DATE = "com.github.apple.coremltools.conversion_date"
@@ -46,6 +49,8 @@ def export_coreml(
     part: str = "decoder",
     precision: str = "float16",
     target: str | None = None,
+    pictures: str = "arrays",
+    batch_sizes: Sequence[int] = (1,),
     images: Tensor | None = None,
     about: Mapping[str, str] | None = None,
 ) -> Verification:
@@ -59,6 +64,9 @@ def export_coreml(
         precision: "float16"; "palettized", the palettes of a model that has some, float16 for the rest; or "int8": weights and
             activations of a quantised model, weights alone of any other.
         target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 when None.
+        pictures: what an app sees them as: "arrays", or "images", grey or RGB of 8 bits, as cameras give and screens take them.
+        batch_sizes: how many are computed at a time, each a size that the package knows beforehand: such stay on the neural
+            engine. Those of arrays; an image is one.
         images: what to compare on, uint8, (n, C, H, W); noise when None.
         about: what Xcode is to show besides shapes, units and what the model went through: "author", "license", "version" in
             their own fields, anything else, such as "training_data" or "nll", among the rest.
@@ -68,6 +76,7 @@ def export_coreml(
         OSError: when the path can't be written.
     """
     path = check_suffix(path, ".mlpackage")
+    batch_sizes = check_batches(batch_sizes, pictures)
     if precision not in DEFAULT_TARGETS:
         raise ValueError(f"precision is {precision!r}, Core ML packages are written as: {', '.join(DEFAULT_TARGETS)}")
     target = target or DEFAULT_TARGETS[precision]
@@ -80,8 +89,23 @@ def export_coreml(
         raise ValueError("a palettised model can't be int8: choose precision palettized or float16")
     if precision == "int8" and target == "iOS16" and is_quantized(model):
         raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
-    convert(model, path, part=part, precision=precision, target=target, about=about or {})
+    how: dict[str, Any] = {"pictures": pictures, "batch_sizes": batch_sizes}
+    convert(model, path, part=part, precision=precision, target=target, about=about or {}, **how)
     return verify_or_remove(path, model, images=images)
+
+
+def check_batches(batch_sizes: Sequence[int], pictures: str) -> tuple[int, ...]:
+    """Sizes of batches in their order; ValueError for what Core ML does not have."""
+    if pictures not in PICTURES:
+        raise ValueError(f"pictures is {pictures!r}, expected one of: {', '.join(PICTURES)}")
+    for size in batch_sizes:
+        count(size, "batch_sizes")
+    sizes = tuple(sorted(set(batch_sizes)))
+    if not sizes or sizes[-1] > MOST:
+        raise ValueError(f"batch_sizes are {list(batch_sizes)}, expected one or more, of {MOST} at most")
+    if pictures == "images" and sizes != (1,):
+        raise ValueError(f"batch_sizes are {list(sizes)}, and an image is one: leave them out, or give pictures arrays")
+    return sizes
 
 
 def export_coreml_functions(
@@ -90,6 +114,8 @@ def export_coreml_functions(
     *,
     parts: Sequence[str] = ("encoder", "decoder"),
     precision: str = "float16",
+    pictures: str = "arrays",
+    batch_sizes: Sequence[int] = (1,),
     images: Tensor | None = None,
     about: Mapping[str, str] | None = None,
 ) -> list[Verification]:
@@ -100,7 +126,7 @@ def export_coreml_functions(
     Args:
         path: ends in `.mlpackage`; written atomically, and taken away again if a function fails the comparison.
         parts: the functions' names; an app loads one by `MLModelConfiguration.functionName`, the first when it does not say.
-        precision, images, about: as `export_coreml`.
+        precision, pictures, batch_sizes, images, about: as `export_coreml`.
 
     Returns: what comparing each found.
 
@@ -118,7 +144,8 @@ def export_coreml_functions(
         joined = utils.MultiFunctionDescriptor()
         for part in parts:
             single = Path(folder) / f"{part}.mlpackage"
-            export_coreml(model, single, part=part, precision=precision, target="iOS18", images=images, about=about)
+            how: dict[str, Any] = {"pictures": pictures, "batch_sizes": batch_sizes, "images": images, "about": about}
+            export_coreml(model, single, part=part, precision=precision, target="iOS18", **how)
             joined.add_function(str(single), src_function_name="main", target_function_name=part)
         joined.default_function_name = parts[0]
         metadata = utils.load_spec(str(Path(folder) / f"{parts[0]}.mlpackage")).description.metadata
@@ -132,17 +159,28 @@ def export_coreml_functions(
     return [verify_or_remove(path, model, images=images, function=part) for part in parts]
 
 
-def convert(model: VAE, path: Path, *, part: str, precision: str, target: str, about: Mapping[str, str]) -> None:
+def convert(
+    model: VAE,
+    path: Path,
+    *,
+    part: str,
+    precision: str,
+    target: str,
+    pictures: str,
+    batch_sizes: tuple[int, ...],
+    about: Mapping[str, str],
+) -> None:
     """Convert and save, without comparing."""
-    graph = capture(model, part, precision=precision)
+    graph = capture(model, part, precision=precision, white=255.0 if pictures == "images" else 1.0)
     ct = import_quietly("coremltools")
+    as_image = {"color_layout": getattr(ct.colorlayout, COLOURS[model.image_shape[0]])} if pictures == "images" else None
     with quiet():
         passes = ct.PassPipeline.DEFAULT
         passes.remove_passes(WRONG_PASSES)
         package = ct.convert(
-            graph.program().run_decompositions({}),
-            inputs=[ct.TensorType(name=graph.input, shape=tuple(graph.example.shape))],
-            outputs=[ct.TensorType(name=name) for name in graph.outputs],
+            graph.program(batch_size=batch_sizes[0] if len(batch_sizes) == 1 else None).run_decompositions({}),
+            inputs=[described(graph.input, as_image, shape=shape_of(graph, batch_sizes))],
+            outputs=[described(name, as_image) for name in graph.outputs],
             minimum_deployment_target=getattr(ct.target, target),
             compute_precision=ct.precision.FLOAT16,
             pass_pipeline=passes,
@@ -150,7 +188,7 @@ def convert(model: VAE, path: Path, *, part: str, precision: str, target: str, a
         )
         if precision == "palettized":
             package = with_tables(package)
-        label(package, model, graph, about)
+        label(package, model, graph, about, pictures=pictures)
         with atomic(path) as temporary:
             # coremltools insists on the suffix
             named = temporary.with_suffix(path.suffix)
@@ -160,7 +198,21 @@ def convert(model: VAE, path: Path, *, part: str, precision: str, target: str, a
                 named.rename(temporary)
 
 
-def label(package: Any, model: VAE, graph: Capture, about: Mapping[str, str]) -> None:
+def shape_of(graph: Capture, batch_sizes: tuple[int, ...]) -> Any:
+    """The shape of a graph's input for batches of these sizes, as coremltools has it."""
+    shapes = [(size, *graph.example.shape[1:]) for size in batch_sizes]
+    return shapes[0] if len(shapes) == 1 else import_quietly("coremltools").EnumeratedShapes(shapes=shapes, default=shapes[0])
+
+
+def described(name: str, as_image: Mapping[str, Any] | None, **more: Any) -> Any:
+    """A tensor that goes into a package or comes out, as coremltools has it."""
+    ct = import_quietly("coremltools")
+    if as_image is not None and name in ("image", "picture"):
+        return ct.ImageType(name=name, **as_image, **more)
+    return ct.TensorType(name=name, **more)
+
+
+def label(package: Any, model: VAE, graph: Capture, about: Mapping[str, str], *, pictures: str) -> None:
     """Write what Xcode shows: of each tensor its meaning, shape and range, and where the model comes from."""
     package.short_description = f"{DESCRIPTIONS[graph.part]} {type(model).__name__}, {graph.precision}."
     facts = {"precision": graph.precision, "passes": "; ".join(model.passes), "pyro_mvae": __version__}
@@ -169,7 +221,7 @@ def label(package: Any, model: VAE, graph: Capture, about: Mapping[str, str]) ->
             setattr(package, name, str(text))
         else:
             package.user_defined_metadata[name] = str(text)
-    tensors = tensors_of(model, graph, type="float16")
+    tensors = tensors_of(model, graph, type="float16", pictures=pictures)
     for listed, descriptions in (("inputs", package.input_description), ("outputs", package.output_description)):
         for tensor in tensors[listed]:
             descriptions[tensor["name"]] = sentence(tensor)

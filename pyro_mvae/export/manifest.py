@@ -99,17 +99,21 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
         **facts,
         "sha256": digest_of(path),
         "macs": part_macs(model, verification.part),
-        **tensors_of(model, graph, type="float16" if verification.format == "coreml" else "float32"),
+        **tensors_of(
+            model, graph, type="float16" if verification.format == "coreml" else "float32", pictures=verification.pictures
+        ),
         "verified": {**verified, "against": "PyTorch, at the same precision", "images": NUM_IMAGES},
     }
 
 
-def tensors_of(model: VAE, graph: Capture, *, type: str) -> dict[str, list[dict[str, Any]]]:
-    """What a manifest says of what goes into a part and what comes out."""
+def tensors_of(model: VAE, graph: Capture, *, type: str, pictures: str = "arrays") -> dict[str, list[dict[str, Any]]]:
+    """What a manifest says of what goes into a part and what comes out, for a batch of one."""
     outputs = zip(graph.outputs, graph(graph.example), strict=True)
+    image = {"type": f"image, {'grey' if model.image_shape[0] == 1 else 'RGB'}, 8 bits", "range": [0, 255]}
+    as_seen = image if pictures == "images" else {}
     return {
-        "inputs": [described(model, graph.input, graph.example, PIXELS_IN, type)],
-        "outputs": [described(model, name, tensor, PIXELS_OUT, type) for name, tensor in outputs],
+        "inputs": [described(model, graph.input, graph.example, PIXELS_IN | as_seen, type)],
+        "outputs": [described(model, name, tensor, PIXELS_OUT | as_seen, type) for name, tensor in outputs],
     }
 
 

@@ -69,8 +69,9 @@ class MilProgram:
     """A Core ML package, loaded once to be evaluated many times.
 
     `inputs` and `outputs` name the program's tensors; an input has its shape (the default one, if it has several).
-    `metadata` is what the exporter wrote into the package's user-defined metadata. An image counts as the tensor that
-    the program works on, (1, channels, height, width), its pixels before any scale and bias.
+    `images` are the names of those that an app sees as images. `metadata` is what the exporter wrote into the package's
+    user-defined metadata. An image counts as the tensor that the program works on, (1, channels, height, width), its pixels
+    before any scale and bias.
 
     Example::
 
@@ -81,6 +82,7 @@ class MilProgram:
     inputs: dict[str, tuple[int, ...]]
     outputs: tuple[str, ...]
     metadata: dict[str, str]
+    images: frozenset[str]
     _shapes: dict[str, Shapes] = field(repr=False)
     _function: Any = field(repr=False)  # coremltools' graph; the dicts below have its variables for keys
     _steps: tuple[_Step, ...] = field(repr=False)
@@ -103,7 +105,7 @@ class MilProgram:
         _refuse_unknown_operations(spec, path)
         name = _chosen(function, spec, path)
         graph = _function(spec, weights, path, name)
-        features = _features(spec, name)
+        features, results = _features(spec, name)
         type_name = import_quietly("coremltools.converters.mil.mil.types").builtin_to_string
         shapes = {feature.name: _shapes(feature, graph.inputs[feature.name]) for feature in features}
         steps = tuple(_step(operation) for operation in graph.operations if operation.op_type not in CONSTANTS)
@@ -112,6 +114,7 @@ class MilProgram:
             inputs={feature.name: _default_shape(feature, shapes[feature.name]) for feature in features},
             outputs=tuple(var.name for var in graph.outputs),
             metadata=dict(spec.description.metadata.userDefined),
+            images=frozenset(each.name for each in (*features, *results) if each.type.WhichOneof("Type") == "imageType"),
             _shapes=shapes,
             _function=graph,
             _steps=steps,
@@ -135,6 +138,10 @@ class MilProgram:
             for var, result in zip(step.outputs, results, strict=True):
                 values[var] = _as_declared(result, self._types[var])
         return {var.name: _to_numpy(values[var], self._types[var]) for var in self._function.outputs}
+
+    def shapes(self, name: str) -> list[tuple[int, ...]]:
+        """The shapes that an input may have, the smallest of a range."""
+        return [tuple(low for low, _ in shape) for shape in self._shapes[name]]
 
     def noise(self, *, seed: int = 0) -> dict[str, np.ndarray]:
         """Something to try the program with: 0 to 255 at random for what has the shape of pictures, else a normal
@@ -229,10 +236,10 @@ def _chosen(name: str | None, spec: Any, path: Path) -> str:
     return name
 
 
-def _features(spec: Any, name: str) -> Any:
-    """What the specification says of a function's inputs."""
-    several = {each.name: each.input for each in spec.description.functions}
-    return several.get(name, spec.description.input)
+def _features(spec: Any, name: str) -> tuple[Any, Any]:
+    """What the specification says of a function's inputs, and of its outputs."""
+    function = {each.name: each for each in spec.description.functions}.get(name, spec.description)
+    return function.input, function.output
 
 
 def _function(spec: Any, weights: Path, path: Path, name: str) -> Any:

@@ -56,6 +56,26 @@ func $part(_ given: $given) throws -> [String: MLMultiArray] {
     return Dictionary(uniqueKeysWithValues: [$outputs].map { ($$0, output.featureValue(for: $$0)!.multiArrayValue!) })
 }
 """)
+SWIFT_IMAGES = Template("""\
+import CoreML
+import UIKit
+
+func $part(_ given: $given) throws -> MLFeatureProvider {
+    let package = Bundle.main.url(forResource: "$stem", withExtension: "mlmodelc")!  // Xcode compiles $path to it
+    let model = try MLModel(contentsOf: package)
+    let value = $value
+    return try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["$input": value]))
+}
+$shown""")
+SWIFT_IMAGE = Template("""\
+try MLFeatureValue(
+        cgImage: given.cgImage!, pixelsWide: $width, pixelsHigh: $height, pixelFormatType: $format, options: nil)""")
+SWIFT_SHOWN = Template("""
+/// The picture that came out.
+func picture(in output: MLFeatureProvider) -> UIImage {
+    UIImage(ciImage: CIImage(cvPixelBuffer: output.featureValue(for: "$output")!.imageBufferValue!))
+}
+""")
 KOTLIN_PIXELS = Template("""
 /** A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width). */
 fun pixels(picture: Bitmap): FloatArray {
@@ -134,6 +154,8 @@ def swift(entry: Mapping[str, Any]) -> str:
         "input": source["name"],
         "outputs": names,
     }
+    if entry.get("pictures") == "images":
+        return swift_with_images(entry, common)
     if len(source["shape"]) == 2:
         prepare = SWIFT_CODE.substitute(latents=source["shape"][1])
         return SWIFT.substitute(common, prepare=prepare, given="[Float]", converted="code")
@@ -142,6 +164,20 @@ def swift(entry: Mapping[str, Any]) -> str:
     colour = {"stride": 4, "space": "CGColorSpaceCreateDeviceRGB()", "alpha": "CGImageAlphaInfo.noneSkipLast"}
     sizes = {"channels": channels, "height": height, "width": width, **(grey if channels == 1 else colour)}
     return SWIFT.substitute(common, prepare=SWIFT_PIXELS.substitute(sizes), given="UIImage", converted="pixels")
+
+
+def swift_with_images(entry: Mapping[str, Any], common: Mapping[str, str]) -> str:
+    """A function that calls a Core ML package whose pictures are images."""
+    (source,) = entry["inputs"]
+    shown = "".join(SWIFT_SHOWN.substitute(output=each["name"]) for each in entry["outputs"] if len(each["shape"]) == 4)
+    if len(source["shape"]) == 2:
+        prepare = SWIFT_CODE.substitute(latents=source["shape"][1])
+        value = "MLFeatureValue(multiArray: try code(of: given))"
+        return SWIFT_IMAGES.substitute(common, given="[Float]", value=value, shown=f"\n{prepare}{shown}")
+    _, channels, height, width = source["shape"]
+    kind = "kCVPixelFormatType_OneComponent8" if channels == 1 else "kCVPixelFormatType_32BGRA"
+    value = SWIFT_IMAGE.substitute(width=width, height=height, format=kind)
+    return SWIFT_IMAGES.substitute(common, given="UIImage", value=value, shown=shown)
 
 
 def kotlin(entry: Mapping[str, Any]) -> str:

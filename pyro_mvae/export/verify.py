@@ -30,7 +30,7 @@ class Verification:
 
     `max_abs_diff` and `psnr_db` are the worst of the file's outputs, in units of the output's range: [0, 1] for pixels, and from
     the smallest to the largest value over the images compared for `loc` and `scale`. `function` is the name of what was compared
-    of a Core ML package that has several.
+    of a Core ML package that has several, `pictures` what an app sees pictures as, "arrays" or "images".
     """
 
     path: str
@@ -41,6 +41,8 @@ class Verification:
     max_abs_diff: float
     psnr_db: float
     function: str | None = None
+    pictures: str = "arrays"
+    batch_sizes: tuple[int, ...] = (1,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,7 @@ class Artifact:
     """A saved file as a function, with what is known of it; `precision` is None where the format doesn't say.
 
     Attributes:
+        run: inputs → outputs, pictures among them in [0, 1] whatever an app sees them as.
         part: what it is of a model, by the shapes of what goes in and comes out.
     """
 
@@ -55,6 +58,8 @@ class Artifact:
     input_shape: tuple[int, ...]
     run: Callable[[Tensor], list[Tensor]]
     precision: str | None
+    pictures: str = "arrays"
+    batch_sizes: tuple[int, ...] = (1,)
 
     @functools.cached_property
     def part(self) -> str:
@@ -82,9 +87,10 @@ def load_artifact(path: str | os.PathLike[str], *, function: str | None = None) 
 
         def run(x: Tensor) -> list[Tensor]:
             outputs = program({name: x.numpy()})
-            return [torch.from_numpy(outputs[key]).float() for key in program.outputs]
+            return [torch.from_numpy(outputs[key]).float() / (255 if key in program.images else 1) for key in program.outputs]
 
-        return Artifact("coreml", shape, run, program.metadata.get("precision"))
+        pictures, sizes = "images" if program.images else "arrays", tuple(each[0] for each in program.shapes(name))
+        return Artifact("coreml", shape, run, program.metadata.get("precision"), pictures, sizes)
     if path.suffix == ".pte":
         shape, run_program = load_executorch(path)
         return Artifact("executorch", shape, run_program, None)
@@ -122,16 +128,21 @@ def verify(
     artifact = load_artifact(path, function=function)
     precision = precision or artifact.precision or ("int8" if is_quantized(model) else "float32")
     reference = capture(model, artifact.part, precision=precision)
-    if artifact.input_shape != tuple(reference.example.shape):
+    if artifact.input_shape[1:] != tuple(reference.example.shape[1:]):
         raise ValueError(
             f"{path} is of another model: its input has shape {artifact.input_shape}, the checkpoint's {artifact.part} "
             f"takes {tuple(reference.example.shape)}"
         )
     inputs = inputs_for(artifact.part, model, images)
-    expected = [torch.cat(output) for output in zip(*(reference(x) for x in inputs.split(1)), strict=True)]
-    got = [torch.cat(output) for output in zip(*(artifact.run(x) for x in inputs.split(1)), strict=True)]
-    worst, psnr = compare(path, reference, got, expected)
-    return Verification(str(path), artifact.format, artifact.part, precision, size_of(path), worst, psnr, function)
+    found = []
+    for size in artifact.batch_sizes:
+        x = inputs[torch.arange(-(-len(inputs) // size) * size) % len(inputs)]  # as many whole batches as all of them take
+        expected = [torch.cat(output) for output in zip(*(reference(each) for each in x.split(1)), strict=True)]
+        got = [torch.cat(output) for output in zip(*(artifact.run(each) for each in x.split(size)), strict=True)]
+        found.append(compare(path, reference, got, expected))
+    worst, psnr = max(difference for difference, _ in found), min(noise for _, noise in found)
+    facts = (artifact.format, artifact.part, precision, size_of(path), worst, psnr, function)
+    return Verification(str(path), *facts, artifact.pictures, artifact.batch_sizes)
 
 
 @dataclass(frozen=True)
