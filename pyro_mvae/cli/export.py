@@ -75,7 +75,8 @@ def export_coreml(
 @click.command(cls=Verb)
 @exports
 @one_part
-@float_or_int8
+@click.option("--precision", type=click.Choice(["float32", "float16", "int8"]), help="What the model is, when not given.")
+@click.option("--backend", default="xnnpack", show_default=True, type=click.Choice(["xnnpack", "coreml"]), help="What runs it.")
 def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
     """Write one part of the model in CHECKPOINT as an ExecuTorch program, OUT.pte, run it and compare it with PyTorch.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.capture import MOST, Capture, capture
 from pyro_mvae.export.manifest import tensors_of
+from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, settle
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
@@ -28,9 +27,6 @@ from pyro_mvae.nets.quantized import is_quantized
 TARGETS = ("iOS16", "iOS17", "iOS18")
 PICTURES = ("arrays", "images")
 COLOURS = {1: "GRAYSCALE", 3: "RGB"}
-# int8 weights for earlier systems give wrong results on GPU and neural engine
-DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18"}
-DATE = "com.github.apple.coremltools.conversion_date"
 OWN_FIELDS = ("author", "license", "version")
 DESCRIPTIONS = {
     "encoder": "Encodes a picture as mean and spread of its code.",
@@ -38,8 +34,6 @@ DESCRIPTIONS = {
     "reconstruct": "Encodes a picture and decodes its code again.",
     "anomaly": "Scores how unusual a picture is.",
 }
-# this pass fuses dequantise → reshape → quantise without comparing the two scales
-WRONG_PASSES = ("common::int_op_canonicalization",)
 
 
 def export_coreml(
@@ -237,28 +231,6 @@ def sentence(tensor: Mapping[str, Any]) -> str:
     low, high = tensor["range"] or (None, None)
     span = "" if low is None else f", from {low} on" if high is None else f", from {low} to {high}"
     return f"{tensor['meaning']}; ({', '.join(map(str, tensor['shape']))}) {tensor['type']}{span}"
-
-
-def settle(package: Path, *, metadata: Any = None) -> None:
-    """Write a saved package's specification and manifest again, so that the same model gives the same bytes.
-
-    Maps are written in the order of their keys, items are named after what they are instead of by chance, and no day is noted.
-    """
-    manifest_path = package / "Manifest.json"
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    items = {item["path"]: (name, item) for name, item in manifest["itemInfoEntries"].items()}
-    names = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, path)) for path, (name, _) in items.items()}
-    manifest["itemInfoEntries"] = {names[name]: items[path][1] for path, (name, _) in sorted(items.items())}
-    root = manifest["rootModelIdentifier"]
-    specification = package / "Data" / next(path for path, (name, _) in items.items() if name == root)
-    manifest["rootModelIdentifier"] = names[root]
-    model = import_quietly("coremltools").proto.Model_pb2.Model()
-    model.ParseFromString(specification.read_bytes())
-    if metadata is not None:  # coremltools keeps none where there are several functions
-        model.description.metadata.CopyFrom(metadata)
-    model.description.metadata.userDefined.pop(DATE, None)
-    specification.write_bytes(model.SerializeToString(deterministic=True))
-    manifest_path.write_text(json.dumps(manifest, indent=4) + "\n", encoding="utf-8")
 
 
 def with_tables(package: Any) -> Any:

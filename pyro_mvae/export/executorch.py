@@ -1,4 +1,4 @@
-"""ExecuTorch programs for XNNPACK, for Android and every other CPU."""
+"""ExecuTorch programs: for XNNPACK on Android and every other CPU, or for Core ML on Apple's systems."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ from torch import Tensor
 from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, no_native_messages, quiet
 from pyro_mvae.export.capture import PARTS, capture
+from pyro_mvae.export.delegated import DELEGATE, core_ml
 from pyro_mvae.export.interleave import interleaved
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized
+
+FLOATS = {"xnnpack": "float32", "coreml": "float16"}
+"""Backends, and what they compute in where it is no integers."""
 
 
 def export_executorch(
@@ -31,50 +35,64 @@ def export_executorch(
     *,
     part: str = "decoder",
     precision: str | None = None,
+    backend: str = "xnnpack",
     images: Tensor | None = None,
 ) -> Verification:
-    """Write one part of a model as an ExecuTorch `.pte` for XNNPACK, run the saved file and compare it with PyTorch.
+    """Write one part of a model as an ExecuTorch `.pte`, run the saved file and compare it with PyTorch.
+
+    A program for Core ML is evaluated as a package is.
 
     Args:
         path: ends in `.pte`; written atomically, and taken away again if it fails the comparison.
-        precision: "float32", or "int8" for a quantised model; what the model is, when None.
+        precision: "float32" (for Core ML "float16"), or "int8" for a quantised model; what the model is, when None.
+        backend: what runs it: "xnnpack", or "coreml", on iOS 16 and later, for int8 iOS 18.
         images: what to compare on, uint8, (n, C, H, W); noise when None.
 
     Raises:
-        ValueError: for a precision the model can't have, or a file over tolerance.
+        ValueError: for a precision the model can't have, an unknown backend, or a file over tolerance.
         OSError: when the path can't be written.
     """
     path = check_suffix(path, ".pte")
-    precision = precision_of(model, precision)
-    content = lower(model, part=part, precision=precision)
+    if backend not in FLOATS:
+        raise ValueError(f"backend is {backend!r}, expected one of: {', '.join(FLOATS)}")
+    precision = precision_of(model, precision, floats=FLOATS[backend])
+    content = lower(model, part=part, precision=precision, backend=backend)
     with atomic(path) as temporary:
         temporary.write_bytes(content)
     return verify_or_remove(path, model, precision=precision, images=images)
 
 
-def precision_of(model: VAE, precision: str | None) -> str:
+def precision_of(model: VAE, precision: str | None, *, floats: str = "float32") -> str:
     """The precision that is asked for, or that of the model; ValueError where a runtime for static int8 has no ranges."""
-    precision = precision or ("int8" if is_quantized(model) else "float32")
-    if precision not in ("float32", "int8"):
-        raise ValueError(f"precision is {precision!r}, expected float32 or int8")
+    precision = precision or ("int8" if is_quantized(model) else floats)
+    if precision not in (floats, "int8"):
+        raise ValueError(f"precision is {precision!r}, expected {floats} or int8")
     if precision == "int8" and not is_quantized(model):
         raise ValueError("int8 needs the ranges of the activations, and this model has none: quantise it and fit it first")
     return precision
 
 
-def lower(model: VAE, *, part: str, precision: str) -> bytes:
+def lower(model: VAE, *, part: str, precision: str, backend: str = "xnnpack") -> bytes:
     """The content of a `.pte`."""
+    if backend == "coreml":
+        with quiet(), core_ml(precision) as partitioner:
+            return edge(capture(model, part, precision=precision).program(), partitioner)
     with quiet():
         program = capture(model, part, precision=precision, written=interleaved).program()
     return lowered(program)
 
 
 def lowered(program: torch.export.ExportedProgram) -> bytes:
-    """The content of the `.pte` of a captured graph."""
-    exir = import_quietly("executorch.exir")
+    """The content of the `.pte` of a captured graph, for XNNPACK."""
     xnnpack = import_quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     with quiet(), short_names():
-        return exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()]).to_executorch().buffer
+        return edge(program, xnnpack.XnnpackPartitioner())
+
+
+def edge(program: torch.export.ExportedProgram, partitioner: Any) -> bytes:
+    """The content of the `.pte` of a captured graph."""
+    exir = import_quietly("executorch.exir")
+    return exir.to_edge_transform_and_lower(program, partitioner=[partitioner]).to_executorch().buffer
 
 
 @contextmanager
@@ -105,14 +123,15 @@ def measured_bytes(model: VAE) -> int:
 
 @dataclass(frozen=True)
 class Delegation:
-    """How many pieces of a program XNNPACK runs, and the names of operations that are left to slower, portable code."""
+    """How many pieces of a program a backend runs, and the names of operations that are left to slower, portable code."""
 
     pieces: int
     outside: tuple[str, ...]
+    backend: str = "xnnpack"
 
 
 def delegation(content: bytes) -> Delegation:
-    """What a `.pte` gives to XNNPACK: best is one piece and nothing outside.
+    """What a `.pte` gives to its backend: best is one piece and nothing outside.
 
     Raises:
         ValueError: for what is no program.
@@ -122,7 +141,8 @@ def delegation(content: bytes) -> Delegation:
         (plan,) = programs.deserialize_pte_binary(content).program.execution_plan
     except Exception as error:  # whatever its parser says
         raise ValueError(f"these {len(content)} bytes are no ExecuTorch program: {error}") from error
-    return Delegation(len(plan.delegates), tuple(operator.name for operator in plan.operators))
+    backend = "coreml" if DELEGATE in [each.id for each in plan.delegates] else "xnnpack"
+    return Delegation(len(plan.delegates), tuple(operator.name for operator in plan.operators), backend)
 
 
 @functools.cache

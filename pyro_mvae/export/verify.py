@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_mvae.atomic import remove
 from pyro_mvae.export.capture import Capture, capture
+from pyro_mvae.export.delegated import delegated
 from pyro_mvae.export.mil import MilProgram
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized
@@ -82,22 +83,32 @@ def load_artifact(path: str | os.PathLike[str], *, function: str | None = None) 
     if not path.exists():
         raise ValueError(f"no artifact at {path}: expected a .mlpackage, .pte or .onnx")
     if path.suffix == ".mlpackage":
-        program = MilProgram.load(path, function=function)
-        ((name, shape),) = program.inputs.items()
-
-        def run(x: Tensor) -> list[Tensor]:
-            outputs = program({name: x.numpy()})
-            return [torch.from_numpy(outputs[key]).float() / (255 if key in program.images else 1) for key in program.outputs]
-
-        pictures, sizes = "images" if program.images else "arrays", tuple(each[0] for each in program.shapes(name))
-        return Artifact("coreml", shape, run, program.metadata.get("precision"), pictures, sizes)
+        return evaluated("coreml", MilProgram.load(path, function=function))
     if path.suffix == ".pte":
+        try:
+            program = delegated(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if program is not None:
+            return evaluated("executorch", program)
         shape, run_program = load_executorch(path)
         return Artifact("executorch", shape, run_program, None)
     if path.suffix == ".onnx":
         shape, run_session, metadata = load_onnx(path)
         return Artifact("onnx", shape, run_session, metadata.get("precision"))
     raise ValueError(f"{path} has suffix {path.suffix!r}, expected .mlpackage, .pte or .onnx")
+
+
+def evaluated(format: str, program: MilProgram) -> Artifact:
+    """A Core ML program as a function, operation by operation."""
+    ((name, shape),) = program.inputs.items()
+
+    def run(x: Tensor) -> list[Tensor]:
+        outputs = program({name: x.numpy()})
+        return [torch.from_numpy(outputs[key]).float() / (255 if key in program.images else 1) for key in program.outputs]
+
+    pictures, sizes = "images" if program.images else "arrays", tuple(each[0] for each in program.shapes(name))
+    return Artifact(format, shape, run, program.metadata.get("precision"), pictures, sizes)
 
 
 def verify(

@@ -82,7 +82,7 @@ def benchmark(
 
     Returns: what was written: `environment`, `protocol`, `peaks` (see `Peaks`), and `rows`, one a file or peer, with percentiles
         in µs, noise, and where known: bytes, load_ms, peak_kb, macs, gmacs_per_second, share_of_peak, share_of_roofline, and
-        `phones`, estimates in µs. A Core ML package is not run: its row has estimates alone.
+        `phones`, estimates in µs. What Core ML runs is not run here: its row has estimates alone.
 
     Raises:
         ValueError: for a folder without a manifest, a file that is gone or changed, or numbers below 1.
@@ -94,14 +94,14 @@ def benchmark(
     for entry in entries:
         check_file(folder, entry)
     peaks = measured_peaks()
-    runnable = [entry for entry in entries if entry["format"] != "coreml"]
+    runnable = [entry for entry in entries if not for_apple(entry)]
     candidates = [of_file(folder, entry) for entry in progress(runnable, "Load", len(runnable))]
     for name, model in (models or {}).items():
         candidates += progress(of_model(name, model), f"Peers, {name}", 6 * len(PARTS))
     named = {each.about["name"]: each for each in candidates}
     times = in_turns({name: (lambda each=each: each.run(each.x)) for name, each in named.items()}, runs=runs, seconds=seconds)
     rows = [row(each, times[name], peaks) for name, each in named.items()]
-    rows += [packaged(entry) for entry in entries if entry["format"] == "coreml"]
+    rows += [packaged(entry) for entry in entries if for_apple(entry)]
     content = {
         "schema": SCHEMA,
         "environment": environment(),
@@ -111,6 +111,11 @@ def benchmark(
     }
     write_text(Path(out) if out else folder / NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return content
+
+
+def for_apple(entry: Mapping[str, Any]) -> bool:
+    """Whether a file can be run on Apple's systems alone: a Core ML package, or a program for its delegate."""
+    return entry["format"] == "coreml" or entry.get("delegation", {}).get("backend") == "coreml"
 
 
 def of_file(folder: Path, entry: Mapping[str, Any]) -> Candidate:

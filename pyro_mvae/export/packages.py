@@ -1,0 +1,44 @@
+"""Core ML packages as files: what every one that is written has to go by, wherever it ends up."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_mvae.export._quiet import import_quietly
+
+# int8 weights for earlier systems give wrong results on GPU and neural engine
+DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18"}
+# this pass fuses dequantise → reshape → quantise without comparing the two scales
+WRONG_PASSES = ("common::int_op_canonicalization",)
+DATE = "com.github.apple.coremltools.conversion_date"
+
+
+def settle(package: Path, *, metadata: Any = None, facts: Mapping[str, str] | None = None) -> None:
+    """Write a saved package's specification and manifest again, so that the same model gives the same bytes.
+
+    Maps are written in the order of their keys, items are named after what they are instead of by chance, and no day is noted.
+
+    Args:
+        metadata: what the package is to say of itself; what it says already when None.
+        facts: what it is to say besides.
+    """
+    manifest_path = package / "Manifest.json"
+    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    items = {item["path"]: (name, item) for name, item in manifest["itemInfoEntries"].items()}
+    names = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, path)) for path, (name, _) in items.items()}
+    manifest["itemInfoEntries"] = {names[name]: items[path][1] for path, (name, _) in sorted(items.items())}
+    root = manifest["rootModelIdentifier"]
+    specification = package / "Data" / next(path for path, (name, _) in items.items() if name == root)
+    manifest["rootModelIdentifier"] = names[root]
+    model = import_quietly("coremltools").proto.Model_pb2.Model()
+    model.ParseFromString(specification.read_bytes())
+    if metadata is not None:  # coremltools keeps none where there are several functions
+        model.description.metadata.CopyFrom(metadata)
+    model.description.metadata.userDefined.pop(DATE, None)
+    model.description.metadata.userDefined.update(facts or {})
+    specification.write_bytes(model.SerializeToString(deterministic=True))
+    manifest_path.write_text(json.dumps(manifest, indent=4) + "\n", encoding="utf-8")

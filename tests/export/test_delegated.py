@@ -1,0 +1,76 @@
+"""ExecuTorch programs for Core ML: what the delegate is given is a package, and is evaluated as one."""
+
+import pytest
+import torch
+
+from pyro_mvae import Quantize, export_executorch, save_model, verify
+from pyro_mvae.export.delegated import delegated
+from pyro_mvae.export.executorch import Delegation, delegation, lower
+from pyro_mvae.export.manifest import describe
+from pyro_mvae.export.verify import load_artifact
+from tests.catalog import MODELS
+from tests.commands import run
+
+
+@pytest.fixture(scope="module")
+def models(images):
+    torch.manual_seed(0)
+    model = MODELS["VAE"]((1, 16, 16)).train()
+    model.guide(images[:64].float() / 255)
+    return {"float16": model.eval(), "int8": Quantize()(model, images).eval()}
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "reconstruct", "anomaly"])
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_program_for_core_ml(precision, part, models, images, tmp_path, capfd):
+    path = tmp_path / "part.pte"
+    found = export_executorch(models[precision], path, part=part, backend="coreml", images=images)
+    assert (found.format, found.part, found.precision) == ("executorch", part, precision)
+    assert delegation(path.read_bytes()) == Delegation(1, (), "coreml")
+    assert not "".join(capfd.readouterr()), "nobody hears what is usual"
+    assert verify(path, models[precision], images=images) == found, "the file says its precision"
+
+
+def test_the_same_model_gives_the_same_bytes(models):
+    first, second = (lower(models["int8"], part="decoder", precision="int8", backend="coreml") for _ in range(2))
+    assert first == second
+    other = lower(models["float16"], part="decoder", precision="float16", backend="coreml")
+    names = [content[(at := content.index(b"pyro_mvae_")) : at + 74] for content in (first, other)]
+    assert names[0] != names[1], "a device knows compiled models apart by their identifiers"
+
+
+def test_what_xnnpack_runs_has_no_package(models):
+    assert delegated(lower(models["int8"], part="encoder", precision="int8")) is None
+
+
+def test_another_models_program_is_noticed(models, images, tmp_path):
+    path = tmp_path / "decoder.pte"
+    export_executorch(models["float16"], path, backend="coreml", images=images)
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match="differs from PyTorch"):
+        verify(path, MODELS["VAE"]((1, 16, 16)).eval(), images=images)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="damaged"):
+        load_artifact(path)
+
+
+def test_mistakes_are_explained(models, tmp_path):
+    path = tmp_path / "x.pte"
+    for how, message in (
+        ({"backend": "qnn"}, "backend is 'qnn', expected one of: xnnpack, coreml"),
+        ({"backend": "coreml", "precision": "float32"}, "expected float16 or int8"),
+        ({"precision": "float16"}, "expected float32 or int8"),
+        ({"backend": "coreml", "precision": "int8"}, "quantise it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_executorch(models["float16"], path, **how)
+    assert not path.exists()
+
+
+def test_command(models, tmp_path):
+    checkpoint = tmp_path / "vae.safetensors"
+    save_model(checkpoint, models["int8"])
+    assert "differs from PyTorch" in run("export-executorch", checkpoint, tmp_path / "decoder.pte", "--backend", "coreml").output
+    (entry,) = describe(tmp_path)["files"]
+    assert entry["delegation"] == {"pieces": 1, "outside": [], "backend": "coreml"}
+    run("verify", tmp_path / "decoder.pte", "--against", checkpoint)
