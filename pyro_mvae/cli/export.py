@@ -39,7 +39,7 @@ float_or_int8 = click.option("--precision", type=click.Choice(["float32", "int8"
 @click.command(cls=Verb)
 @exports
 @some_parts
-@click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "palettized", "int8"]))
+@click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "palettized", "int8", "int4"]))
 @click.option("--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS18 for int8, else iOS16.")
 @click.option("--pictures", default="arrays", show_default=True, type=click.Choice(["arrays", "images"]), help="What an app has.")
 @click.option("--batch", "batch_sizes", default=[1], multiple=True, type=int, help="How many at a time; again for more sizes.")

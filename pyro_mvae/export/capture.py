@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.likelihoods import Precision
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.blockwise import blockwise
 from pyro_mvae.nets.fold import fold_batch_norm
 from pyro_mvae.nets.palette import with_weights
 from pyro_mvae.nets.quantized import as_floats, as_integer_weights, as_integers, check_calibrated, is_quantized
@@ -20,7 +21,7 @@ from pyro_mvae.nets.quantized import as_floats, as_integer_weights, as_integers,
 PARTS = ("encoder", "decoder")
 WHOLES = ("reconstruct", "anomaly")
 """What goes from an image through both parts."""
-PRECISIONS = ("float32", "float16", "palettized", "int8")
+PRECISIONS = ("float32", "float16", "palettized", "int8", "int4")
 MOST = 1024
 """Images in a batch of any size, at most."""
 
@@ -136,7 +137,7 @@ def capture(
 
     At "int8" a quantised model gives its integers, weights and activations; any other gives integer weights alone, which Core ML
     can use. At "float32" and "float16" a quantised model gives its rounded weights as floats.
-    "palettized" is float16 whose files hold palettes.
+    "palettized" is float16 whose files hold palettes, "int4" float16 whose files hold weights rounded `in_blocks`.
 
     Args:
         written: what nets are put into, the same in operations that a runtime prefers.
@@ -182,4 +183,6 @@ def at_precision(net: nn.Module, precision: str) -> nn.Module:
         check_calibrated(net)
         return as_integers(net) if precision == "int8" else as_floats(net)
     net = fold_batch_norm(net)
+    if precision == "int4":
+        return blockwise(net)
     return as_integer_weights(net) if precision == "int8" else net

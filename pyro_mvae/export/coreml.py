@@ -21,6 +21,7 @@ from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, settle
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.blockwise import block_size
 from pyro_mvae.nets.palette import BITS, how_palettized
 from pyro_mvae.nets.quantized import is_quantized
 
@@ -55,8 +56,9 @@ def export_coreml(
 
     Args:
         path: ends in `.mlpackage`; written atomically, and taken away again if it fails the comparison.
-        precision: "float16"; "palettized", the palettes of a model that has some, float16 for the rest; or "int8": weights and
-            activations of a quantised model, weights alone of any other.
+        precision: "float16"; "palettized", the palettes of a model that has some, float16 for the rest; "int8": weights and
+            activations of a quantised model, weights alone of any other; or "int4": weights of a model that has no integers yet,
+            with a scale for each block of 32 inputs at most, rounded after training.
         target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 when None.
         pictures: what an app sees them as: "arrays", or "images", grey or RGB of 8 bits, as cameras give and screens take them.
         batch_sizes: how many are computed at a time, each a size that the package knows beforehand: such stay on the neural
@@ -81,6 +83,12 @@ def export_coreml(
         raise ValueError("the model has no palettes: let it go through Palettize first")
     if precision == "int8" and palettes:
         raise ValueError("a palettised model can't be int8: choose precision palettized or float16")
+    if precision == "int4" and (palettes or is_quantized(model)):
+        raise ValueError(
+            "int4 is of a model whose weights are floats, and this one's are rounded already: choose another precision"
+        )
+    if precision == "int4" and target != "iOS18":
+        raise ValueError(f"int4 needs iOS18, target is {target}: choose iOS18, or precision palettized")
     if precision == "int8" and target == "iOS16" and is_quantized(model):
         raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
     how: dict[str, Any] = {"pictures": pictures, "batch_sizes": batch_sizes}
@@ -182,6 +190,8 @@ def convert(
         )
         if precision == "palettized":
             package = with_tables(package)
+        if precision == "int4":
+            package = with_blocks(package)
         label(package, model, graph, about, pictures=pictures)
         with atomic(path) as temporary:
             # coremltools insists on the suffix
@@ -243,6 +253,19 @@ def with_tables(package: Any) -> Any:
         if len(set(patterns(weight.val))) <= 2 ** BITS[-1]
     ]
     return optimize.palettize_weights(package, optimize.OptimizationConfig(op_name_configs=dict.fromkeys(names, lossless)))
+
+
+def with_blocks(package: Any) -> Any:
+    """The package with integers of 4 bits and scales in the place of convolutions' weights, which are rounded so already."""
+    optimize = import_quietly("coremltools.optimize.coreml")
+    configs = {}
+    for name, weight in optimize.get_weights_metadata(package, 0).items():
+        kinds = {child.op_type for child in weight.child_ops}
+        if kinds <= {"conv", "conv_transpose"} and weight.val.ndim == 4:
+            size = block_size(weight.val.shape[0 if "conv_transpose" in kinds else 1])
+            how: dict[str, Any] = {"mode": "linear_symmetric", "dtype": "int4", "granularity": "per_block", "weight_threshold": 0}
+            configs[name] = optimize.OpLinearQuantizerConfig(block_size=size, **how)
+    return optimize.linear_quantize_weights(package, optimize.OptimizationConfig(op_name_configs=configs))
 
 
 def patterns(weight: np.ndarray) -> list[int]:

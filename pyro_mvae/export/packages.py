@@ -11,7 +11,7 @@ from typing import Any
 from pyro_mvae.export._quiet import import_quietly
 
 # int8 weights for earlier systems give wrong results on GPU and neural engine
-DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18"}
+DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18", "int4": "iOS18"}
 # this pass fuses dequantise → reshape → quantise without comparing the two scales
 WRONG_PASSES = ("common::int_op_canonicalization",)
 DATE = "com.github.apple.coremltools.conversion_date"

@@ -19,7 +19,7 @@ from pyro_mvae.export.mil import MilProgram
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized
 
-TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "palettized": 1e-2, "int8": 5e-2}
+TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "palettized": 1e-2, "int4": 1e-2, "int8": 5e-2}
 LEAST_PSNR = 40.0
 HIGHEST_PSNR = 200.0  # what equal outputs are reported as: JSON has no infinity
 NUM_IMAGES = 64
