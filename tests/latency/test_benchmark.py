@@ -10,7 +10,7 @@ from pyro_mvae import VAE, Quantize, benchmark, load_model, save_model
 from pyro_mvae.export.manifest import part_macs
 from pyro_mvae.latency import benchmark as module_function
 from pyro_mvae.latency import checkpoints, read_benchmark, regressions
-from pyro_mvae.latency.footprint import footprint
+from pyro_mvae.latency.footprint import Footprint, footprint
 from pyro_mvae.latency.peaks import Peaks
 from pyro_mvae.latency.peers import peers
 from tests.catalog import SIZES
@@ -40,6 +40,12 @@ def folder(exported, tmp_path, monkeypatch):
     known = Peaks(gemm_float32=20.0, conv_float32=50.0, conv_int8=200.0, copy=10.0)
     monkeypatch.setitem(module_function.__globals__, "measured_peaks", lambda: known)
     return shutil.copytree(exported, tmp_path / "exported")
+
+
+@pytest.fixture
+def no_footprints(monkeypatch):
+    """What loading a file takes is not measured, which a new process would begin for."""
+    monkeypatch.setitem(module_function.__globals__, "footprint", lambda path: Footprint(1.0, 1.0))
 
 
 def test_files_and_their_figures(folder):
@@ -78,7 +84,7 @@ def test_runtimes_compute_the_same(exported):
         assert torch.allclose(loc, expected, atol=allowed), (runtime, precision)
 
 
-def test_peers_take_part(folder):
+def test_peers_take_part(folder, no_footprints):
     result = run("benchmark", folder, *FEW)
     rows = {row["name"] for row in read_benchmark(folder / "benchmark.json")["rows"]}
     assert "student, decoder, executorch, int8" in rows
@@ -87,7 +93,7 @@ def test_peers_take_part(folder):
     assert "proxy" in result.output
 
 
-def test_what_became_slower_is_marked(folder):
+def test_what_became_slower_is_marked(folder, no_footprints):
     run("benchmark", folder, "--no-peers", *FEW)
     held = read_benchmark(folder / "benchmark.json")
     assert regressions(held, held) == {}

@@ -187,7 +187,7 @@ def test_students_do_not_see_what_they_are_chosen_by(data):
     assert not [image for image in held if image.numpy().tobytes() in seen]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["GMVAE", "VQVAE", "SVAE", "VAEGAN"])  # what a student has besides nets differs in these
 def test_every_model_has_students(name, data, cheap, monkeypatch):
     monkeypatch.setattr(sys.modules["pyro_mvae.search.plans"], "SHARES", (1.0,))
     teacher = MODELS[name]((1, 16, 16)).eval()
