@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
@@ -126,6 +127,11 @@ class BernoulliLikelihood(nn.Module):
     def forward(self, eta: Tensor) -> TorchDistributionMixin:
         return dist.Bernoulli(logits=eta, validate_args=False).to_event(3)
 
+    def moments(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each pixel."""
+        p = eta.sigmoid()
+        return p, p * (1 - p)
+
 
 class ContinuousBernoulliLikelihood(nn.Module):
     """x ~ ContinuousBernoulli(σ(η)), a density on [0, 1] (Loaiza-Ganem and Cunningham, 2019), for grey and colour images.
@@ -142,6 +148,11 @@ class ContinuousBernoulliLikelihood(nn.Module):
     def forward(self, eta: Tensor) -> TorchDistributionMixin:
         return ContinuousBernoulli(logits=eta, validate_args=False).to_event(3)
 
+    def moments(self, eta: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each pixel."""
+        pixels = ContinuousBernoulli(logits=eta, validate_args=False)
+        return pixels.mean, pixels.variance
+
 
 class GaussianLikelihood(nn.Module):
     """x ~ N(σ(η), s²), for grey and colour images; a scale s a channel, a parameter of θ unless a precision τ is given: s = 1/√τ.
@@ -153,6 +164,8 @@ class GaussianLikelihood(nn.Module):
 
     name = "gaussian"
     family: Callable[..., Any] = dist.Normal
+    spread = 1.0
+    """The variance where s is 1."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -162,9 +175,17 @@ class GaussianLikelihood(nn.Module):
         scale = self.log_scale.exp() if precision is None else precision.rsqrt()[..., None, None]
         return self.family(eta.sigmoid(), scale, validate_args=False).to_event(3)
 
+    def moments(self, eta: Tensor, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each pixel; E[s²], for each channel, is given where s is random."""
+        squared = (2 * self.log_scale).exp() if variance is None else variance
+        loc = eta.sigmoid()
+        return loc, (self.spread * squared).expand_as(loc)
+
 
 class LogisticLikelihood(GaussianLikelihood):
     """x ~ Logistic(σ(η), s) on 256 levels, for grey and colour images; s as in `GaussianLikelihood`.
+
+    Its `moments` are those before it is rounded to levels and ends at 0 and 1.
 
     Example:
         >>> LogisticLikelihood(3)(torch.zeros(2, 3, 8, 8)).event_shape
@@ -173,6 +194,7 @@ class LogisticLikelihood(GaussianLikelihood):
 
     name = "logistic"
     family = Logistic
+    spread = math.pi**2 / 3
 
 
 LIKELIHOODS: dict[str, Callable[[int], nn.Module]] = {
@@ -245,6 +267,12 @@ class Precision(nn.Module):
         """p(x|z, θ′)."""
         return likelihood(decoder(z), theta)
 
+    def moments(self, decoder: nn.Module, likelihood: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each pixel given z, over θ′: E[1/τ] = (1 + spread²) / m; exp(spread² / 2) / m of a LogNormal."""
+        squared = (2 * self.log_spread).exp()
+        more = (squared / 2).exp() if self.family == "log_normal" else 1 + squared
+        return likelihood.moments(decoder(z), (more * (-self.log_mean).exp())[:, None, None])
+
 
 class Weights(nn.Module):
     """θ′ = weights of rank r in the decoder's last layer, for each image: W + Σᵣ θ′ᵣ uᵣ ⊗ vᵣ, θ′ ~ N(0, I); (n, r).
@@ -304,8 +332,39 @@ class Weights(nn.Module):
         """p(x|z, θ′)."""
         return likelihood(self.decode(decoder, z, theta))
 
+    def moments(self, decoder: nn.Module, likelihood: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each pixel given z, over θ′ ~ N(0, I).
+
+        η is normal then, its mean that of θ′ = 0, its variance u² v(h)²; integrals over it are sums of seven terms, by
+        Gauss-Hermite quadrature.
+
+        Raises:
+            ValueError: for a decoder whose last layer is followed by what changes its shape.
+        """
+        beside: list[Tensor] = []
+
+        def note(own: Tensor, h: Tensor) -> Tensor:
+            beside.append(h)
+            return own
+
+        eta, (h,) = self.widened(decoder, z, note), beside
+        deviation = functional_call(self.up, {"weight": self.up.get_parameter("weight").square()}, (h.square(),)).sqrt()
+        if deviation.shape != eta.shape:
+            given = f"the decoder's last layer gives {tuple(deviation.shape)}, the decoder {tuple(eta.shape)}"
+            raise ValueError(f"{given}: expected a last layer that nothing follows")
+        nodes, weights = np.polynomial.hermite_e.hermegauss(7)
+        shares = (weights / weights.sum()).tolist()
+        found = [likelihood.moments(eta + node * deviation) for node in nodes.tolist()]
+        mean = sum((share * each for share, (each, _) in zip(shares, found, strict=True)), torch.zeros(()))
+        terms = [share * (within + (each - mean).square()) for share, (each, within) in zip(shares, found, strict=True)]
+        return mean, sum(terms, torch.zeros(()))
+
     def decode(self, decoder: nn.Module, z: Tensor, theta: Tensor) -> Tensor:
-        """The decoder's output with the weights θ′ added to its last layer, which computes v(h) beside its own channels."""
+        """The decoder's output with the weights θ′ added to its last layer."""
+        return self.widened(decoder, z, lambda own, h: own + self.up(h * theta.reshape(*theta.shape, *[1] * (h.ndim - 2))))
+
+    def widened(self, decoder: nn.Module, z: Tensor, combined: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The decoder's output, where its last layer computes v(h) beside its own channels, and both are combined."""
         name, layer = last_layer(decoder)
         axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
         sizes = [layer.weight.shape[axis], self.size]
@@ -313,12 +372,11 @@ class Weights(nn.Module):
         if layer.bias is not None:
             wide[f"{name}.bias".lstrip(".")] = torch.cat([layer.bias, layer.bias.new_zeros(self.size)])
 
-        def add(computed_by: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            own, h = output.split(sizes, 1)
-            return own + self.up(h * theta.reshape(*theta.shape, *[1] * (h.ndim - 2)))
+        def both(computed_by: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return combined(*output.split(sizes, 1))
 
         parent = decoder.get_submodule(name.rpartition(".")[0])
-        handle = (parent if isinstance(parent, QuantizedConv) else layer).register_forward_hook(add)
+        handle = (parent if isinstance(parent, QuantizedConv) else layer).register_forward_hook(both)
         try:
             return functional_call(decoder, wide, (z,))
         finally:

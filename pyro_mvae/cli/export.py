@@ -11,7 +11,7 @@ import click
 import pyro_mvae
 from pyro_mvae._version import __version__
 from pyro_mvae.cli.terminal import Verb
-from pyro_mvae.export.capture import PARTS, WHOLES
+from pyro_mvae.export.capture import EVERY_PART
 from pyro_mvae.export.manifest import check_manifest, write_manifest
 from pyro_mvae.export.mil import functions_of
 from pyro_mvae.export.snippets import write_readme
@@ -30,7 +30,7 @@ def exports(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-PART = {"show_default": True, "type": click.Choice([*PARTS, *WHOLES])}
+PART = {"show_default": True, "type": click.Choice(EVERY_PART)}
 one_part = click.option("--part", default="decoder", **PART)
 some_parts = click.option("--part", "parts", default=["decoder"], multiple=True, help="Given again: functions of one.", **PART)
 float_or_int8 = click.option("--precision", type=click.Choice(["float32", "int8"]), help="What the model is, when not given.")

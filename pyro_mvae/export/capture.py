@@ -21,6 +21,9 @@ from pyro_mvae.nets.quantized import as_floats, as_integer_weights, as_integers,
 PARTS = ("encoder", "decoder")
 WHOLES = ("reconstruct", "anomaly")
 """What goes from an image through both parts."""
+PREDICTIVE = "predictive"
+"""A decoder that says how sure it is, of a model with a Bayesian likelihood."""
+EVERY_PART = (*PARTS, *WHOLES, PREDICTIVE)
 PRECISIONS = ("float32", "float16", "palettized", "int8", "int4")
 MOST = 1024
 """Images in a batch of any size, at most."""
@@ -57,6 +60,19 @@ class DecoderGraph(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return shown(self.net(z), white=self.white)
+
+
+class PredictiveGraph(nn.Module):
+    """z → mean and standard deviation of each pixel, over θ′ ~ p(θ′) and x ~ p(x|z, θ′)."""
+
+    def __init__(self, model: VAE, net: nn.Module):
+        super().__init__()
+        self.net, self.theta, self.likelihood = net, model.theta, model.likelihood
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.theta is not None
+        mean, variance = self.theta.moments(self.net, self.likelihood, z)
+        return mean, variance.sqrt()
 
 
 class ReconstructGraph(nn.Module):
@@ -116,7 +132,7 @@ class Capture:
         example = self.example.expand(batch_size or 2, *self.example.shape[1:]).contiguous()
         any_size = None if batch_size else ({0: torch.export.Dim("batch", min=1, max=MOST)},)
         program = torch.export.export(self.module, (example,), strict=False, dynamic_shapes=any_size)
-        return program.run_decompositions(IN_OTHER_TERMS) if self.part == "anomaly" else program
+        return program.run_decompositions(IN_OTHER_TERMS) if self.part in ("anomaly", PREDICTIVE) else program
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """What PyTorch computes; a tuple of the outputs."""
@@ -151,18 +167,31 @@ def capture(
         >>> capture(MVAE((1, 28, 28)), "encoder", precision="float16")(torch.zeros(1, 1, 28, 28))[0].shape
         torch.Size([1, 16])
     """
-    if part not in (*PARTS, *WHOLES):
-        raise ValueError(f"part is {part!r}, expected one of: {', '.join((*PARTS, *WHOLES))}")
+    if part not in EVERY_PART:
+        raise ValueError(f"part is {part!r}, expected one of: {', '.join(EVERY_PART)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}")
     if part in WHOLES:
         return whole(model, part, precision=precision, written=written, white=white)
+    if part == PREDICTIVE:
+        return predictive(model, precision=precision)
     net, example = model.deployable()[part]
     net = written(at_precision(net, precision)).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     if part == "encoder":
         outputs = ("loc", "scale") if isinstance(net(example), tuple) else ("loc",)
         return Capture(part, precision, EncoderGraph(net).eval(), example, "image", outputs)
     return Capture(part, precision, DecoderGraph(net, white=white).eval(), example, "z", ("image",))
+
+
+def predictive(model: VAE, *, precision: str) -> Capture:
+    """The decoder of a model with a Bayesian likelihood, as it says how sure it is."""
+    if model.theta is None:
+        raise ValueError("a predictive part needs a Bayesian likelihood, and this model has none: make it with theta=")
+    if precision not in ("float32", "float16"):
+        raise ValueError(f"precision is {precision!r}, a predictive part is of floats: expected float32 or float16")
+    net, example = model.deployable()["decoder"]
+    graph = PredictiveGraph(copy.deepcopy(model), at_precision(net, precision)).eval().requires_grad_(False)
+    return Capture(PREDICTIVE, precision, graph, example, "z", ("image", "sd"))
 
 
 def whole(model: VAE, part: str, *, precision: str, written: Callable[[nn.Module], nn.Module], white: float) -> Capture:

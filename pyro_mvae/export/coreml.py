@@ -34,6 +34,7 @@ DESCRIPTIONS = {
     "decoder": "Decodes a code as the picture that is expected of it.",
     "reconstruct": "Encodes a picture and decodes its code again.",
     "anomaly": "Scores how unusual a picture is.",
+    "predictive": "Decodes a code as the picture that is expected of it, and says how sure that is.",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.export.capture import PARTS, Capture, capture
+from pyro_mvae.export.capture import PARTS, PREDICTIVE, Capture, capture
 from pyro_mvae.export.executorch import delegation
 from pyro_mvae.export.verify import NUM_IMAGES, Verification
 from pyro_mvae.inference.checkpoint import digest
@@ -118,7 +118,7 @@ def tensors_of(model: VAE, graph: Capture, *, type: str, pictures: str = "arrays
 
 
 def part_macs(model: VAE, part: str) -> int:
-    """Multiply-adds of a part; of both nets, for what goes from an image through both.
+    """Multiply-adds of a part's net; of both, for what goes from an image through both.
 
     Example:
         >>> model = VAE((1, 8, 8))
@@ -126,13 +126,16 @@ def part_macs(model: VAE, part: str) -> int:
         True
     """
     nets = model.deployable()
-    return sum(macs_of(*nets[each]) for each in ((part,) if part in PARTS else PARTS))
+    of = {PREDICTIVE: ("decoder",), **{each: (each,) for each in PARTS}}
+    return sum(macs_of(*nets[each]) for each in of.get(part, PARTS))
 
 
 def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any], type: str) -> dict[str, Any]:
     """What a manifest says of a tensor."""
     if name in ("image", "picture"):
         about = pixels
+    elif name == "sd":
+        about = {"meaning": "standard deviation of each pixel, over θ′ and x, channels first", "range": [0, None]}
     elif name == "score":
         about = {"meaning": "−log p(x|mean of q(z|x)) a pixel and channel, nats; higher for what is unusual", "range": None}
     else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_mvae.atomic import remove
-from pyro_mvae.export.capture import Capture, capture
+from pyro_mvae.export.capture import PREDICTIVE, Capture, capture
 from pyro_mvae.export.delegated import delegated
 from pyro_mvae.export.mil import MilProgram
 from pyro_mvae.models import VAE
@@ -64,9 +64,9 @@ class Artifact:
 
     @functools.cached_property
     def part(self) -> str:
-        if len(self.input_shape) == 2:
-            return "decoder"
         outputs = self.run(torch.zeros(self.input_shape))
+        if len(self.input_shape) == 2:
+            return "decoder" if len(outputs) == 1 else PREDICTIVE
         return {4: "reconstruct", 1: "anomaly"}.get(outputs[0].ndim, "encoder")
 
 
@@ -241,7 +241,7 @@ def inputs_for(part: str, model: VAE, images: Tensor | None) -> Tensor:
     if tuple(images.shape[1:]) != model.image_shape:
         raise ValueError(f"images have shape {tuple(images.shape[1:])}, the model takes {model.image_shape}")
     pixels = images[:NUM_IMAGES].float()
-    if part != "decoder":
+    if part not in ("decoder", PREDICTIVE):
         return pixels
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
