@@ -14,13 +14,7 @@ from pyro_mvae.export.capture import capture
 from pyro_mvae.export.mil import MilProgram
 from pyro_mvae.nets.blockwise import block_size, in_blocks
 from tests.catalog import MODELS
-
-
-def having_seen(model, images):
-    """Its running statistics are of images."""
-    with torch.no_grad():
-        model.train().decode(model.encode(images[:64].float() / 255))
-    return model.eval()
+from tests.seen import having_seen
 
 
 @pytest.mark.parametrize("name", ["VAE", "VQVAE", "MVAE"])

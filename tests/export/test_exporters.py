@@ -18,6 +18,7 @@ from pyro_mvae.export.executorch import Delegation, delegation
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.likelihoods import LIKELIHOODS
 from tests.catalog import EXPORTERS, MODELS
+from tests.seen import having_seen
 
 PARTS = ("encoder", "decoder")
 CASES = [(exporter, part, quantized) for exporter in EXPORTERS for part in PARTS for quantized in (False, True)]
@@ -152,13 +153,6 @@ def test_a_package_of_palettes_needs_some(fitted, tmp_path):
     with pytest.raises(ValueError, match="a palettised model can't be int8"):
         export_coreml(Palettize()(fitted[False]), tmp_path / "a.mlpackage", precision="int8")
     assert not list(tmp_path.iterdir())
-
-
-def having_seen(model, images):
-    """Its running statistics are of images."""
-    with torch.no_grad():
-        model.train().decode(model.encode(images[:64].float() / 255))
-    return model.eval()
 
 
 def test_raw_pixels_go_in_and_pixels_come_out(fitted, images, tmp_path):
