@@ -12,8 +12,11 @@ import pyro_mvae
 from pyro_mvae._version import __version__
 from pyro_mvae.cli.terminal import Verb
 from pyro_mvae.export.capture import EVERY_PART
+from pyro_mvae.export.coreml import PICTURES, TARGETS
+from pyro_mvae.export.executorch import FLOATS
 from pyro_mvae.export.manifest import check_manifest, write_manifest
 from pyro_mvae.export.mil import functions_of
+from pyro_mvae.export.packages import DEFAULT_TARGETS
 from pyro_mvae.export.snippets import write_readme
 from pyro_mvae.export.verify import examine
 from pyro_mvae.report import environment
@@ -39,10 +42,10 @@ float_or_int8 = click.option("--precision", type=click.Choice(["float32", "int8"
 @click.command(cls=Verb)
 @exports
 @some_parts
-@click.option("--precision", default="float16", show_default=True, type=click.Choice(["float16", "palettized", "int8", "int4"]))
-@click.option("--target", type=click.Choice(["iOS16", "iOS17", "iOS18"]), help="Earliest system; iOS18 for int8, else iOS16.")
-@click.option("--pictures", default="arrays", show_default=True, type=click.Choice(["arrays", "images"]), help="What an app has.")
-@click.option("--batch", "batch_sizes", default=[1], multiple=True, type=int, help="How many at a time; again for more sizes.")
+@click.option("--precision", default="float16", show_default=True, type=click.Choice(list(DEFAULT_TARGETS)))
+@click.option("--target", type=click.Choice(TARGETS), help="Earliest system; iOS18 for int8 and int4, else iOS16.")
+@click.option("--pictures", default=PICTURES[0], show_default=True, type=click.Choice(PICTURES), help="How an app sees them.")
+@click.option("--batch", "batch_sizes", default=[1], multiple=True, type=int, help="How many at a time; again: 1 and others.")
 @click.option("--about", multiple=True, metavar="NAME=TEXT", help="What Xcode shows: author, license, version, or anything else.")
 def export_coreml(
     *,
@@ -76,7 +79,7 @@ def export_coreml(
 @exports
 @one_part
 @click.option("--precision", type=click.Choice(["float32", "float16", "int8"]), help="What the model is, when not given.")
-@click.option("--backend", default="xnnpack", show_default=True, type=click.Choice(["xnnpack", "coreml"]), help="What runs it.")
+@click.option("--backend", default="xnnpack", show_default=True, type=click.Choice(list(FLOATS)), help="What runs it.")
 def export_executorch(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) -> None:
     """Write one part of the model in CHECKPOINT as an ExecuTorch program, OUT.pte, run it and compare it with PyTorch.
 

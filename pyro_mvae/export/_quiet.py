@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 # Libraries that warn, on every import, about optional parts that are absent or not yet tested together.
-_TALKATIVE = ("coremltools", "torchao", "executorch", "torch.utils._pytree", "torch.onnx", "onnxscript")
+_TALKATIVE = ("coremltools", "torchao", "executorch", "torch.utils._pytree", "torch.onnx", "onnxscript", "onnx_ir")
 
 # ct.convert leaves its temporary folder of weights to the garbage collector: a ResourceWarning.
 _NOTICES = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning)

@@ -63,16 +63,16 @@ class DecoderGraph(nn.Module):
 
 
 class PredictiveGraph(nn.Module):
-    """z → mean and standard deviation of each pixel, over θ′ ~ p(θ′) and x ~ p(x|z, θ′)."""
+    """z → mean, from 0 to `white`, and standard deviation of each pixel, over θ′ ~ p(θ′) and x ~ p(x|z, θ′)."""
 
-    def __init__(self, model: VAE, net: nn.Module):
+    def __init__(self, model: VAE, net: nn.Module, *, white: float = 1.0):
         super().__init__()
-        self.net, self.theta, self.likelihood = net, model.theta, model.likelihood
+        self.net, self.theta, self.likelihood, self.white = net, model.theta, model.likelihood, white
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         assert self.theta is not None
         mean, variance = self.theta.moments(self.net, self.likelihood, z)
-        return mean, variance.sqrt()
+        return (mean if self.white == 1 else self.white * mean), variance.sqrt()
 
 
 class ReconstructGraph(nn.Module):
@@ -127,11 +127,11 @@ class Capture:
     input: str
     outputs: tuple[str, ...]
 
-    def program(self, *, batch_size: int | None = 1) -> torch.export.ExportedProgram:
-        """The graph that exporters convert, for batches of one size, or of any."""
-        example = self.example.expand(batch_size or 2, *self.example.shape[1:]).contiguous()
-        any_size = None if batch_size else ({0: torch.export.Dim("batch", min=1, max=MOST)},)
-        program = torch.export.export(self.module, (example,), strict=False, dynamic_shapes=any_size)
+    def program(self, *, any_batch: bool = False) -> torch.export.ExportedProgram:
+        """The graph that exporters convert, for a batch of one, or for any."""
+        example = torch.cat([self.example] * 2) if any_batch else self.example
+        sizes = ({0: torch.export.Dim("batch", min=1, max=MOST)},) if any_batch else None
+        program = torch.export.export(self.module, (example,), strict=False, dynamic_shapes=sizes)
         return program.run_decompositions(IN_OTHER_TERMS) if self.part in ("anomaly", PREDICTIVE) else program
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -174,7 +174,7 @@ def capture(
     if part in WHOLES:
         return whole(model, part, precision=precision, written=written, white=white)
     if part == PREDICTIVE:
-        return predictive(model, precision=precision)
+        return predictive(model, precision=precision, white=white)
     net, example = model.deployable()[part]
     net = written(at_precision(net, precision)).to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     if part == "encoder":
@@ -183,14 +183,14 @@ def capture(
     return Capture(part, precision, DecoderGraph(net, white=white).eval(), example, "z", ("image",))
 
 
-def predictive(model: VAE, *, precision: str) -> Capture:
+def predictive(model: VAE, *, precision: str, white: float) -> Capture:
     """The decoder of a model with a Bayesian likelihood, as it says how sure it is."""
     if model.theta is None:
         raise ValueError("a predictive part needs a Bayesian likelihood, and this model has none: make it with theta=")
     if precision not in ("float32", "float16"):
-        raise ValueError(f"precision is {precision!r}, a predictive part is of floats: expected float32 or float16")
+        raise ValueError(f"a predictive part is of floats, precision is {precision!r}: give precision float32 or float16")
     net, example = model.deployable()["decoder"]
-    graph = PredictiveGraph(copy.deepcopy(model), at_precision(net, precision)).eval().requires_grad_(False)
+    graph = PredictiveGraph(copy.deepcopy(model), at_precision(net, precision), white=white).eval().requires_grad_(False)
     return Capture(PREDICTIVE, precision, graph, example, "z", ("image", "sd"))
 
 

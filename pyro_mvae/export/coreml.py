@@ -53,17 +53,17 @@ def export_coreml(
     """Write one part of a model as a Core ML `.mlpackage`, evaluate the saved file and compare it with PyTorch.
 
     The encoder takes `image`, raw pixels of 0–255, (1, C, H, W), and gives `loc` and `scale`; the decoder takes `z`,
-    (1, latent_dim), and gives `image` in [0, 1].
+    (1, latent_dim), and gives `image` in [0, 1], from 0 to 255 where pictures are images.
 
     Args:
         path: ends in `.mlpackage`; written atomically, and taken away again if it fails the comparison.
         precision: "float16"; "palettized", the palettes of a model that has some, float16 for the rest; "int8": weights and
             activations of a quantised model, weights alone of any other; or "int4": weights of a model that has no integers yet,
             with a scale for each block of 32 inputs at most, rounded after training.
-        target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 when None.
+        target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 and int4 when None.
         pictures: what an app sees them as: "arrays", or "images", grey or RGB of 8 bits, as cameras give and screens take them.
-        batch_sizes: how many are computed at a time, each a size that the package knows beforehand: such stay on the neural
-            engine. Those of arrays; an image is one.
+        batch_sizes: how many are computed at a time, 1 among them, sizes that the package knows beforehand: such stay on the
+            neural engine. Of arrays; an image is one.
         images: what to compare on, uint8, (n, C, H, W); noise when None.
         about: what Xcode is to show besides shapes, units and what the model went through: "author", "license", "version" in
             their own fields, anything else, such as "training_data" or "nll", among the rest.
@@ -97,15 +97,17 @@ def export_coreml(
     return verify_or_remove(path, model, images=images)
 
 
-def check_batches(batch_sizes: Sequence[int], pictures: str) -> tuple[int, ...]:
+def check_batches(batch_sizes: Any, pictures: str) -> tuple[int, ...]:
     """Sizes of batches in their order; ValueError for what Core ML does not have."""
     if pictures not in PICTURES:
         raise ValueError(f"pictures is {pictures!r}, expected one of: {', '.join(PICTURES)}")
+    if not isinstance(batch_sizes, Sequence):
+        raise ValueError(f"batch_sizes is {batch_sizes!r}, expected several, such as (1, 8)")
     for size in batch_sizes:
         count(size, "batch_sizes")
-    sizes = tuple(sorted(set(batch_sizes)))
-    if not sizes or sizes[-1] > MOST:
-        raise ValueError(f"batch_sizes are {list(batch_sizes)}, expected one or more, of {MOST} at most")
+    sizes = tuple(sorted({int(size) for size in batch_sizes}))
+    if 1 not in sizes or sizes[-1] > MOST:  # what an app has one of, and what is compared here, is a batch of one
+        raise ValueError(f"batch_sizes are {list(batch_sizes)}, expected 1 among them, and {MOST} at most")
     if pictures == "images" and sizes != (1,):
         raise ValueError(f"batch_sizes are {list(sizes)}, and an image is one: leave them out, or give pictures arrays")
     return sizes
@@ -138,8 +140,8 @@ def export_coreml_functions(
         OSError: when the path can't be written.
     """
     path = check_suffix(path, ".mlpackage")
-    if len(parts) < 2 or len(set(parts)) < len(parts):
-        raise ValueError(f"parts are {', '.join(parts) or 'none'}, expected two or more that differ")
+    if isinstance(parts, str) or len(parts) < 2 or len(set(parts)) < len(parts):
+        raise ValueError(f"parts are {parts!r}, expected two or more that differ, such as ('encoder', 'decoder')")
     utils = import_quietly("coremltools.models.utils")
     pipelines = import_quietly("coremltools.converters.mil.mil.passes.pass_pipeline").PassPipeline._PIPELINE_NAME_TO_PASSES
     usual = {"default": [name for name in pipelines["default"] if name not in WRONG_PASSES]}
@@ -181,7 +183,7 @@ def convert(
         passes = ct.PassPipeline.DEFAULT
         passes.remove_passes(WRONG_PASSES)
         package = ct.convert(
-            graph.program(batch_size=batch_sizes[0] if len(batch_sizes) == 1 else None).run_decompositions({}),
+            graph.program(any_batch=len(batch_sizes) > 1).run_decompositions({}),
             inputs=[described(graph.input, as_image, shape=shape_of(graph, batch_sizes))],
             outputs=[described(name, as_image) for name in graph.outputs],
             minimum_deployment_target=getattr(ct.target, target),

@@ -74,12 +74,13 @@ def delegated(content: bytes) -> MilProgram | None:
         return None
     try:
         program = import_quietly("executorch.exir._serialize._program").deserialize_pte_binary(content).program
+        (plan,) = program.execution_plan
     except Exception as error:  # whatever its parser says
         raise ValueError(f"damaged or no ExecuTorch program: {error}") from error
-    (plan,) = program.execution_plan
     if [each.id for each in plan.delegates] != [DELEGATE] or plan.operators:
-        outside = ", ".join(operator.name for operator in plan.operators) or "another delegate"
-        raise ValueError(f"Core ML computes only a part of the program, {outside} the rest: it can't be evaluated here")
+        outside = ", ".join(operator.name for operator in plan.operators) or "none"
+        pieces = ", ".join(each.id for each in plan.delegates)
+        raise ValueError(f"the program is not one piece for Core ML: pieces are {pieces}, operations outside {outside}")
     unflatten = import_quietly("executorch.backends.apple.coreml").executorchcoreml.unflatten_directory_contents
     with tempfile.TemporaryDirectory() as folder, quiet():
         unflatten(program.backend_delegate_data[plan.delegates[0].processed.index].data, folder)

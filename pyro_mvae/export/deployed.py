@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.export.capture import PARTS
-from pyro_mvae.export.manifest import describe, digest_of
+from pyro_mvae.export.manifest import describe, digest_of, for_apple
 from pyro_mvae.export.verify import Artifact, load_artifact
 from pyro_mvae.inference.checkpoint import digest, load_model
 from pyro_mvae.models import VAE
@@ -75,7 +75,8 @@ def deployed(folder: str | os.PathLike[str], *, model: VAE | None = None) -> VAE
 def artifacts(folder: Path, manifest: dict[str, Any]) -> dict[str, Artifact]:
     """Both parts, in the first format that has them; ValueError where one is not what the manifest says."""
     for format in FORMATS:
-        entries = {entry["part"]: entry for entry in manifest["files"] if entry["format"] == format}
+        files = [entry for entry in manifest["files"] if entry["format"] == format]
+        entries = {entry["part"]: entry for entry in files if format == "coreml" or not for_apple(entry)}
         if set(PARTS) <= set(entries):
             for part in PARTS:
                 check_file(folder, entries[part])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from pyro_mvae.export.capture import PARTS, PREDICTIVE, Capture, capture
 from pyro_mvae.export.executorch import delegation
 from pyro_mvae.export.verify import NUM_IMAGES, Verification
 from pyro_mvae.inference.checkpoint import digest
+from pyro_mvae.likelihoods import LogisticLikelihood
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.macs import macs_of
 
 SCHEMA = 1
 NAME = "manifest.json"
-PIXELS_IN = {"meaning": "pixels, raw, channels first", "range": [0, 255]}
-PIXELS_OUT = {"meaning": "pixels, the location of p(x|z), channels first", "range": [0, 1]}
+PIXELS_IN = {"meaning": "pixels, raw", "range": [0, 255]}
+PIXELS_OUT = {"meaning": "pixels, the location of p(x|z)", "range": [0, 1]}
+PIXELS_EXPECTED = {"meaning": "the mean of each pixel, over θ′ and x", "range": [0, 1]}
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -111,10 +113,16 @@ def tensors_of(model: VAE, graph: Capture, *, type: str, pictures: str = "arrays
     outputs = zip(graph.outputs, graph(graph.example), strict=True)
     image = {"type": f"image, {'grey' if model.image_shape[0] == 1 else 'RGB'}, 8 bits", "range": [0, 255]}
     as_seen = image if pictures == "images" else {}
+    made = PIXELS_EXPECTED if graph.part == PREDICTIVE else PIXELS_OUT
     return {
         "inputs": [described(model, graph.input, graph.example, PIXELS_IN | as_seen, type)],
-        "outputs": [described(model, name, tensor, PIXELS_OUT | as_seen, type) for name, tensor in outputs],
+        "outputs": [described(model, name, tensor, made | as_seen, type) for name, tensor in outputs],
     }
+
+
+def for_apple(entry: Mapping[str, Any]) -> bool:
+    """Whether a file of a manifest is run by Core ML: a package, or a program for its delegate."""
+    return entry["format"] == "coreml" or entry.get("delegation", {}).get("backend") == "coreml"
 
 
 def part_macs(model: VAE, part: str) -> int:
@@ -135,7 +143,8 @@ def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any], typ
     if name in ("image", "picture"):
         about = pixels
     elif name == "sd":
-        about = {"meaning": "standard deviation of each pixel, over θ′ and x, channels first", "range": [0, None]}
+        before = ", before x is rounded and ends at 0 and 1" if isinstance(model.likelihood, LogisticLikelihood) else ""
+        about = {"meaning": f"the standard deviation of each pixel, over θ′ and x{before}", "range": [0, None]}
     elif name == "score":
         about = {"meaning": "−log p(x|mean of q(z|x)) a pixel and channel, nats; higher for what is unusual", "range": None}
     else:

@@ -8,13 +8,18 @@ from string import Template
 from typing import Any
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.export.manifest import describe
+from pyro_mvae.export.manifest import describe, for_apple
 
 NAME = "README.md"
 MARK = "<!-- written by pyro-mvae from manifest.json -->"
 LANGUAGES = {"coreml": "swift", "executorch": "kotlin"}
 NOT_COMPILED = "It was neither compiled nor run where the files were made."
 
+SWIFT_LOAD = "let model = try MLModel(contentsOf: package)"
+SWIFT_FUNCTION = Template("""\
+let configuration = MLModelConfiguration()
+    configuration.functionName = "$function"
+    let model = try MLModel(contentsOf: package, configuration: configuration)""")
 SWIFT_PIXELS = Template("""\
 /// A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width).
 func pixels(of picture: UIImage) throws -> MLMultiArray {
@@ -50,7 +55,7 @@ import UIKit
 $prepare
 func $part(_ given: $given) throws -> [String: MLMultiArray] {
     let package = Bundle.main.url(forResource: "$stem", withExtension: "mlmodelc")!  // Xcode compiles $path to it
-    let model = try MLModel(contentsOf: package)
+    $load
     let input = try MLDictionaryFeatureProvider(dictionary: ["$input": $converted(of: given)])
     let output = try model.prediction(from: input)
     return Dictionary(uniqueKeysWithValues: [$outputs].map { ($$0, output.featureValue(for: $$0)!.multiArrayValue!) })
@@ -62,7 +67,7 @@ import UIKit
 
 func $part(_ given: $given) throws -> MLFeatureProvider {
     let package = Bundle.main.url(forResource: "$stem", withExtension: "mlmodelc")!  // Xcode compiles $path to it
-    let model = try MLModel(contentsOf: package)
+    $load
     let value = $value
     return try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["$input": value]))
 }
@@ -140,7 +145,8 @@ def readme(manifest: Mapping[str, Any]) -> str:
 
 def one_a_part(files: list[Mapping[str, Any]], format: str) -> list[Mapping[str, Any]]:
     """The first file of each part in a format."""
-    return list({each["part"]: each for each in reversed(files) if each["format"] == format}.values())[::-1]
+    found = [each for each in files if each["format"] == format and (format == "coreml" or not for_apple(each))]
+    return list({each["part"]: each for each in reversed(found)}.values())[::-1]
 
 
 def swift(entry: Mapping[str, Any]) -> str:
@@ -153,6 +159,7 @@ def swift(entry: Mapping[str, Any]) -> str:
         "stem": Path(entry["path"]).stem,
         "input": source["name"],
         "outputs": names,
+        "load": SWIFT_LOAD if entry.get("function") is None else SWIFT_FUNCTION.substitute(function=entry["function"]),
     }
     if entry.get("pictures") == "images":
         return swift_with_images(entry, common)
@@ -169,7 +176,7 @@ def swift(entry: Mapping[str, Any]) -> str:
 def swift_with_images(entry: Mapping[str, Any], common: Mapping[str, str]) -> str:
     """A function that calls a Core ML package whose pictures are images."""
     (source,) = entry["inputs"]
-    shown = "".join(SWIFT_SHOWN.substitute(output=each["name"]) for each in entry["outputs"] if len(each["shape"]) == 4)
+    shown = "".join(SWIFT_SHOWN.substitute(output=each["name"]) for each in entry["outputs"] if each["type"].startswith("image"))
     if len(source["shape"]) == 2:
         prepare = SWIFT_CODE.substitute(latents=source["shape"][1])
         value = "MLFeatureValue(multiArray: try code(of: given))"

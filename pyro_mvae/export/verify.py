@@ -137,7 +137,10 @@ def verify(
         ValueError: when an output is over tolerance (names file, output and figure), or the file is of another model.
     """
     artifact = load_artifact(path, function=function)
-    precision = precision or artifact.precision or ("int8" if is_quantized(model) else "float32")
+    if artifact.part == PREDICTIVE and model.theta is None:
+        raise ValueError(f"{path} is of another model: it says how sure a Bayesian likelihood is, and the checkpoint has none")
+    integers = is_quantized(model) and artifact.part != PREDICTIVE
+    precision = precision or artifact.precision or ("int8" if integers else "float32")
     reference = capture(model, artifact.part, precision=precision)
     if artifact.input_shape[1:] != tuple(reference.example.shape[1:]):
         raise ValueError(

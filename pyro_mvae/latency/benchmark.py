@@ -17,7 +17,7 @@ from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.deployed import check_file
 from pyro_mvae.export.manifest import describe as described
-from pyro_mvae.export.manifest import part_macs
+from pyro_mvae.export.manifest import for_apple, part_macs
 from pyro_mvae.export.verify import inputs_for, load_artifact
 from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.latency.footprint import footprint
@@ -111,11 +111,6 @@ def benchmark(
     }
     write_text(Path(out) if out else folder / NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return content
-
-
-def for_apple(entry: Mapping[str, Any]) -> bool:
-    """Whether a file can be run on Apple's systems alone: a Core ML package, or a program for its delegate."""
-    return entry["format"] == "coreml" or entry.get("delegation", {}).get("backend") == "coreml"
 
 
 def of_file(folder: Path, entry: Mapping[str, Any]) -> Candidate:

@@ -28,6 +28,10 @@ STEP = 8
 """Blocks are measured for numbers of channels that are multiples of it, of twice it from 32 on, of four times from 64 on."""
 
 
+LOWERING = 2
+"""Of the way that blocks become files: figures of an earlier one are not used."""
+
+
 @dataclass(frozen=True)
 class Block:
     """A convolution of int8 with its ReLU, and the map that it is given."""
@@ -106,7 +110,7 @@ class LatencyTable:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path, self.machine = Path(path), environment()
+        self.path, self.machine = Path(path), {**environment(), "lowering": LOWERING}
         held = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         self.microseconds: dict[str, float] = held["microseconds"] if held.get("machine") == self.machine else {}
 

@@ -12,14 +12,14 @@ from pyro_mvae.nets.fold import CONVOLUTIONS
 BLOCK, HIGHEST = 32, 7
 
 
-def block_size(channels: int, *, most: int = BLOCK) -> int:
+def block_size(channels: int) -> int:
     """How many inputs share a scale: the largest power of two that divides their number, 32 at most.
 
     Example:
         >>> block_size(128), block_size(20), block_size(7)
         (32, 4, 1)
     """
-    size = most
+    size = BLOCK
     while channels % size:
         size //= 2
     return size

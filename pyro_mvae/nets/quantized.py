@@ -341,9 +341,10 @@ def as_floats(net: nn.Module) -> nn.Module:
 
 
 def replaced(net: nn.Module, rules: Mapping[type, Callable[[Any], nn.Module]]) -> nn.Module:
-    """`net` with each module whose type is in `rules` replaced by what the rule makes of it."""
-    if type(net) in rules:
-        return rules[type(net)](net)
+    """`net` with each module whose type, or what it is derived from, is in `rules` replaced by what the rule makes of it."""
+    rule = next((rules[kind] for kind in type(net).__mro__ if kind in rules), None)
+    if rule is not None:
+        return rule(net)
     for name, child in net.named_children():
         setattr(net, name, replaced(child, rules))
     return net

@@ -5,6 +5,7 @@ import torch
 
 from pyro_mvae import Quantize, export_executorch, save_model, verify
 from pyro_mvae.export.delegated import delegated
+from pyro_mvae.export.deployed import artifacts
 from pyro_mvae.export.executorch import Delegation, delegation, lower
 from pyro_mvae.export.manifest import describe
 from pyro_mvae.export.verify import load_artifact
@@ -65,6 +66,18 @@ def test_mistakes_are_explained(models, tmp_path):
         with pytest.raises(ValueError, match=message):
             export_executorch(models["float16"], path, **how)
     assert not path.exists()
+
+
+def test_what_runs_elsewhere_is_taken_for_android_and_for_monitoring(models, tmp_path):
+    save_model(tmp_path / "vae.safetensors", models["int8"])
+    files = {("encoder", "e.pte", "xnnpack"), ("decoder", "d.pte", "xnnpack"), ("decoder", "d_apple.pte", "coreml")}
+    for part, name, backend in sorted(files):
+        run("export-executorch", tmp_path / "vae.safetensors", tmp_path / name, "--part", part, "--backend", backend)
+    page = (tmp_path / "README.md").read_text()
+    assert "For `d.pte`" in page
+    assert "For `d_apple.pte`" not in page
+    decoder = artifacts(tmp_path, describe(tmp_path))["decoder"]
+    assert decoder.precision is None, "XNNPACK's program, which does not say it"
 
 
 def test_command(models, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -190,11 +191,14 @@ def test_levels_as_coarse_as_a_tenth_of_a_pixel_are_the_same_ones_in_executorch(
     assert result.max_abs_diff < 1e-5
 
 
-def test_int8_weights_alone_for_core_ml(fitted, images, tmp_path):
-    small = export_coreml(fitted[False], tmp_path / "a.mlpackage", precision="int8", images=images)
-    big = export_coreml(fitted[False], tmp_path / "b.mlpackage", precision="float16", images=images)
-    assert small.precision == "int8"
-    assert small.bytes < big.bytes
+@pytest.mark.parametrize("net", ["conv", "mobile", "mlp"])
+def test_int8_weights_alone_for_core_ml(net, images, tmp_path):
+    model = having_seen(VAE((1, 16, 16), 8, net=net, widths=(32,), hidden=64), images)
+    small, big = (export_coreml(model, tmp_path / f"{each}.mlpackage", precision=each).bytes for each in ("int8", "float16"))
+    assert big - small == pytest.approx(num_params(model.decoder), rel=0.2), "one byte a weight, of two"
+    program = mil.MilProgram.load(tmp_path / "int8.mlpackage")
+    kinds = Counter(operation.op_type for operation in program._function.operations)
+    assert kinds["constexpr_blockwise_shift_scale"] == kinds["conv"] + kinds["conv_transpose"]
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)

@@ -57,7 +57,7 @@ def test_a_function_is_asked_for_by_name(models, tmp_path):
         MilProgram.load(path)
     with pytest.raises(ValueError, match="function is 'main'"):
         verify(path, models["float16"], function="main")
-    for parts in ((), ("encoder",), ("encoder", "encoder")):
+    for parts in ((), ("encoder",), ("encoder", "encoder"), "encoder"):
         with pytest.raises(ValueError, match="expected two or more that differ"):
             export_coreml_functions(models["float16"], tmp_path / "none.mlpackage", parts=parts)
     assert not (tmp_path / "none.mlpackage").exists()
@@ -73,6 +73,8 @@ def test_commands(models, tmp_path):
         ("both.mlpackage", "encoder"),
     ]
     assert run("verify", path, "--against", checkpoint).output.count("differs from PyTorch") == 2
+    page = (tmp_path / "README.md").read_text()
+    assert [f'configuration.functionName = "{part}"' in page for part in ("encoder", "decoder")] == [True, True]
     assert "encoder: scale, (1, 4) float16" in run("verify", path).output
     assert "--target is iOS16" in run(*words, "--target", "iOS16", "--overwrite", code=2).stderr
     assert "expected NAME=TEXT" in run(*words[:3], "--about", "author", "--overwrite", code=2).stderr
@@ -93,7 +95,7 @@ def test_what_xcode_shows(models, tmp_path):
     assert held["nll"] == "99.4 nats"
     assert held["passes"] == "Quantize(weight_bits=8, ranges='moving')"
     assert not [name for name in held if name.endswith("date")], "the same tomorrow"
-    assert description.input[0].shortDescription == "pixels, raw, channels first; (1, 1, 16, 16) float16, from 0 to 255"
+    assert description.input[0].shortDescription == "pixels, raw; (1, 1, 16, 16) float16, from 0 to 255"
     for output in description.output:
         assert "q(z|x)" in output.shortDescription
         assert output.type.multiArrayType.dataType == ct.proto.FeatureTypes_pb2.ArrayFeatureType.FLOAT16

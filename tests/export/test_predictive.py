@@ -5,7 +5,8 @@ import torch
 
 from pyro_mvae import VAE, Quantize, export_coreml, export_executorch, export_onnx, save_model, verify
 from pyro_mvae.export.capture import capture
-from pyro_mvae.export.manifest import describe
+from pyro_mvae.export.manifest import describe, write_manifest
+from pyro_mvae.export.snippets import readme
 from tests.commands import run
 
 CASES = [
@@ -79,6 +80,22 @@ def test_it_needs_random_parameters_and_floats(tmp_path):
     with pytest.raises(ValueError, match="is of floats"):
         export_onnx(model, tmp_path / "a.onnx", part="predictive")
     assert export_onnx(model, tmp_path / "a.onnx", part="predictive", precision="float32").part == "predictive"
+
+
+def test_a_quantised_models_file_is_of_floats(images, tmp_path):
+    model = Quantize()(made("bernoulli", "weights"), images).eval()
+    export_executorch(model, tmp_path / "a.pte", part="predictive", precision="float32")
+    assert verify(tmp_path / "a.pte", model).precision == "float32"
+    with pytest.raises(ValueError, match="is of another model: it says how sure"):
+        verify(tmp_path / "a.pte", VAE((1, 16, 16), 4))
+
+
+def test_an_app_sees_its_mean_as_an_image(tmp_path):
+    model = made("bernoulli", "weights")
+    found = export_coreml(model, tmp_path / "a.mlpackage", part="predictive", pictures="images")
+    assert (found.part, found.pictures) == ("predictive", "images")
+    write_manifest(tmp_path, model, [(found, None)], versions={})
+    assert readme(describe(tmp_path)).count("func picture(") == 1, "the standard deviation is an array"
 
 
 def test_command(tmp_path):
