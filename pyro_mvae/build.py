@@ -232,7 +232,8 @@ def about(vae: VAE, nll: NLL) -> dict[str, Any]:
 def with_latency(out: Path, item: Verification, student: VAE, data: Data) -> dict[str, Any]:
     """The report's entry for a file: what verifying found, and its latency where this machine can run it."""
     entry: dict[str, Any] = {**asdict(item), "path": str(Path(item.path).relative_to(out)), "p50_us": None, "p90_us": None}
-    del entry["function"]  # a build has none that has several
+    for name in ("function", "pictures", "batch_sizes"):  # the same for all files of a build
+        del entry[name]
     if item.format != "coreml":
         entry |= asdict(latency(load_artifact(item.path).run, inputs_for(item.part, student, data.test.images)[:1]))
     return entry
