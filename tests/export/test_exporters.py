@@ -253,7 +253,7 @@ def test_mistakes_are_explained(fitted, images, tmp_path):
     with pytest.raises(ValueError, match="quantise it and fit it first"):
         export_executorch(model, tmp_path / "x.pte", precision="int8")
     with pytest.raises(ValueError, match="float16, palettized, int8, int4"):
-        export_coreml(model, tmp_path / "x.mlpackage", precision="int4")
+        export_coreml(model, tmp_path / "x.mlpackage", precision="int3")
     with pytest.raises(ValueError, match="iOS17 or later"):
         export_coreml(int8, tmp_path / "x.mlpackage", precision="int8", target="iOS16")
     with pytest.raises(ValueError, match="iOS16, iOS17, iOS18"):
