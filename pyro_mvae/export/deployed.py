@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.export.capture import PARTS
-from pyro_mvae.export.manifest import describe, digest_of, for_apple
+from pyro_mvae.export.manifest import describe, digest_of, in_format
 from pyro_mvae.export.verify import Artifact, load_artifact
 from pyro_mvae.inference.checkpoint import digest, load_model
 from pyro_mvae.models import VAE
@@ -75,8 +75,7 @@ def deployed(folder: str | os.PathLike[str], *, model: VAE | None = None) -> VAE
 def artifacts(folder: Path, manifest: dict[str, Any]) -> dict[str, Artifact]:
     """Both parts, in the first format that has them; ValueError where one is not what the manifest says."""
     for format in FORMATS:
-        files = [entry for entry in manifest["files"] if entry["format"] == format]
-        entries = {entry["part"]: entry for entry in files if format == "coreml" or not for_apple(entry)}
+        entries = {entry["part"]: entry for entry in in_format(manifest["files"], format)}
         if set(PARTS) <= set(entries):
             for part in PARTS:
                 check_file(folder, entries[part])
@@ -84,7 +83,7 @@ def artifacts(folder: Path, manifest: dict[str, Any]) -> dict[str, Artifact]:
     raise ValueError(f"{folder} has no encoder and decoder of one format: export both there")
 
 
-def check_file(folder: Path, entry: dict[str, Any]) -> None:
+def check_file(folder: Path, entry: Mapping[str, Any]) -> None:
     """Raise a ValueError where a file is not what the manifest says."""
     path = folder / entry["path"]
     if not path.exists():

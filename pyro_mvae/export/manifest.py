@@ -125,6 +125,11 @@ def for_apple(entry: Mapping[str, Any]) -> bool:
     return entry["format"] == "coreml" or entry.get("delegation", {}).get("backend") == "coreml"
 
 
+def in_format(files: Iterable[Mapping[str, Any]], format: str) -> list[Mapping[str, Any]]:
+    """Files of a manifest in a format, for its usual runtime: a program for Core ML's delegate is no Android app's."""
+    return [entry for entry in files if entry["format"] == format and (format == "coreml" or not for_apple(entry))]
+
+
 def part_macs(model: VAE, part: str) -> int:
     """Multiply-adds of a part's net; of both, for what goes from an image through both.
 

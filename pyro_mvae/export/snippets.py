@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.export.manifest import describe, for_apple
+from pyro_mvae.export.manifest import describe, in_format
 
 NAME = "README.md"
 MARK = "<!-- written by pyro-mvae from manifest.json -->"
@@ -145,8 +145,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
 
 def one_a_part(files: list[Mapping[str, Any]], format: str) -> list[Mapping[str, Any]]:
     """The first file of each part in a format."""
-    found = [each for each in files if each["format"] == format and (format == "coreml" or not for_apple(each))]
-    return list({each["part"]: each for each in reversed(found)}.values())[::-1]
+    return list({each["part"]: each for each in reversed(in_format(files, format))}.values())[::-1]
 
 
 def swift(entry: Mapping[str, Any]) -> str:

@@ -162,7 +162,7 @@ def row(candidate: Candidate, timing: Timing, peaks: Peaks) -> dict[str, Any]:
 
 
 def packaged(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a Core ML package, which no other system runs."""
+    """What is known of a file that Core ML runs, which no other system does."""
     about = {name: entry[name] for name in ("format", "part", "precision", "bytes")}
     macs = entry.get("macs")
     phones = {} if macs is None else estimates(format="coreml", precision=entry["precision"], macs=macs, size=entry["bytes"])

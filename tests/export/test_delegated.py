@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_mvae import Quantize, export_executorch, save_model, verify
+from pyro_mvae import export_executorch, save_model, verify
 from pyro_mvae.export.delegated import delegated
 from pyro_mvae.export.deployed import artifacts
 from pyro_mvae.export.executorch import Delegation, delegation, lower
@@ -11,14 +11,6 @@ from pyro_mvae.export.manifest import describe
 from pyro_mvae.export.verify import load_artifact
 from tests.catalog import MODELS
 from tests.commands import run
-
-
-@pytest.fixture(scope="module")
-def models(images):
-    torch.manual_seed(0)
-    model = MODELS["VAE"]((1, 16, 16)).train()
-    model.guide(images[:64].float() / 255)
-    return {"float16": model.eval(), "int8": Quantize()(model, images).eval()}
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder", "reconstruct", "anomaly"])

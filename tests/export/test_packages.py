@@ -6,23 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_mvae import Quantize, examine, export_coreml, export_coreml_functions, load_model, save_model, verify
+from pyro_mvae import examine, export_coreml, export_coreml_functions, load_model, save_model, verify
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.export.mil import MilProgram, evaluate_mlpackage, functions_of
-from tests.catalog import MODELS
 from tests.commands import run
 
 ct = import_quietly("coremltools")
 PARTS = ("encoder", "decoder", "reconstruct", "anomaly")
-
-
-@pytest.fixture(scope="module")
-def models(images):
-    torch.manual_seed(0)
-    model = MODELS["VAE"]((1, 16, 16)).train()
-    model.guide(images[:64].float() / 255)
-    return {"float16": model.eval(), "int8": Quantize()(model, images).eval()}
 
 
 @pytest.mark.parametrize(("precision", "parts"), [("float16", PARTS), ("int8", PARTS[:2])])
