@@ -20,6 +20,7 @@ LAYERS = [
     {"export"},
     {"inference"},
     {"models"},
+    {"theta"},
     {"likelihoods"},
     {"nets", "data", "distributions"},
     {"failures", "claimed"},

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyro_mvae.compress.passes import Model, check_float, copied
-from pyro_mvae.likelihoods import Weights, last_layer
 from pyro_mvae.nets.palette import BITS, palettized
+from pyro_mvae.theta import Weights, last_layer
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_mvae.likelihoods import Precision
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.blockwise import blockwise
 from pyro_mvae.nets.fold import fold_batch_norm
 from pyro_mvae.nets.palette import with_weights
 from pyro_mvae.nets.quantized import as_floats, as_integer_weights, as_integers, check_calibrated, is_quantized
+from pyro_mvae.theta import Precision
 
 PARTS = ("encoder", "decoder")
 WHOLES = ("reconstruct", "anomaly")

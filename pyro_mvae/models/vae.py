@@ -13,13 +13,14 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from pyro_mvae.data.batches import require_bytes, require_tensor, scaled
-from pyro_mvae.likelihoods import make_likelihood, make_theta
+from pyro_mvae.likelihoods import make_likelihood
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import ConvEncoder, make_nets
 from pyro_mvae.nets.channels import keep_inputs
 from pyro_mvae.nets.conv import Heads
 from pyro_mvae.nets.kinds import usual_sizes
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.theta import make_theta
 
 ACTIVE = 0.01
 """The variance over images above which a dimension of the code says something (Burda, Grosse and Salakhutdinov, 2016)."""
