@@ -16,10 +16,10 @@ from typing import Any
 from unittest import mock
 
 from pyro_mvae.export._quiet import import_quietly, quiet
+from pyro_mvae.export.delegation import CORE_ML, Delegation, of_program, parsed
 from pyro_mvae.export.mil import MilProgram
 from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, settle
 
-DELEGATE = "CoreMLBackend"
 PACKAGE, METADATA = "model.mlpackage", "metadata.json"
 FOR_DEBUGGING = ("debug_info.json", f"{PACKAGE}/executorch_debug_handle_mapping.json")
 
@@ -70,17 +70,14 @@ def delegated(content: bytes) -> MilProgram | None:
     Raises:
         ValueError: for a program that is damaged, or of which Core ML computes only a part.
     """
-    if DELEGATE.encode() not in content:
+    if CORE_ML.encode() not in content:
         return None
-    try:
-        program = import_quietly("executorch.exir._serialize._program").deserialize_pte_binary(content).program
-        (plan,) = program.execution_plan
-    except Exception as error:  # whatever its parser says
-        raise ValueError(f"damaged or no ExecuTorch program: {error}") from error
-    if [each.id for each in plan.delegates] != [DELEGATE] or plan.operators:
-        outside = ", ".join(operator.name for operator in plan.operators) or "none"
-        pieces = ", ".join(each.id for each in plan.delegates)
-        raise ValueError(f"the program is not one piece for Core ML: pieces are {pieces}, operations outside {outside}")
+    program = parsed(content)
+    found = of_program(program)
+    if found != Delegation(1, (), "coreml"):
+        outside = ", ".join(found.outside) or "none"
+        raise ValueError(f"Core ML computes {found.pieces} pieces of this program, expected 1; operations outside: {outside}")
+    (plan,) = program.execution_plan
     unflatten = import_quietly("executorch.backends.apple.coreml").executorchcoreml.unflatten_directory_contents
     with tempfile.TemporaryDirectory() as folder, quiet():
         unflatten(program.backend_delegate_data[plan.delegates[0].processed.index].data, folder)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, no_native_messages, quiet
 from pyro_mvae.export.capture import PARTS, capture
-from pyro_mvae.export.delegated import DELEGATE, core_ml
+from pyro_mvae.export.delegated import core_ml
 from pyro_mvae.export.interleave import interleaved
 from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
 from pyro_mvae.models import VAE
@@ -119,30 +119,6 @@ def lower_parts(model: VAE) -> dict[str, bytes]:
 def measured_bytes(model: VAE) -> int:
     """The size of `encoder.pte` and `decoder.pte` together, by making them."""
     return sum(map(len, lower_parts(model).values()))
-
-
-@dataclass(frozen=True)
-class Delegation:
-    """How many pieces of a program a backend runs, and the names of operations that are left to slower, portable code."""
-
-    pieces: int
-    outside: tuple[str, ...]
-    backend: str = "xnnpack"
-
-
-def delegation(content: bytes) -> Delegation:
-    """What a `.pte` gives to its backend: best is one piece and nothing outside.
-
-    Raises:
-        ValueError: for what is no program.
-    """
-    programs = import_quietly("executorch.exir._serialize._program")
-    try:
-        (plan,) = programs.deserialize_pte_binary(content).program.execution_plan
-    except Exception as error:  # whatever its parser says
-        raise ValueError(f"these {len(content)} bytes are no ExecuTorch program: {error}") from error
-    backend = "coreml" if DELEGATE in [each.id for each in plan.delegates] else "xnnpack"
-    return Delegation(len(plan.delegates), tuple(operator.name for operator in plan.operators), backend)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_mvae.atomic import write_text
 from pyro_mvae.export.capture import PARTS, PREDICTIVE, Capture, capture
-from pyro_mvae.export.executorch import delegation
+from pyro_mvae.export.delegation import delegation
 from pyro_mvae.export.verify import NUM_IMAGES, Verification
 from pyro_mvae.inference.checkpoint import digest
 from pyro_mvae.likelihoods import LogisticLikelihood

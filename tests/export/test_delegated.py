@@ -5,8 +5,9 @@ import torch
 
 from pyro_mvae import export_executorch, save_model, verify
 from pyro_mvae.export.delegated import delegated
+from pyro_mvae.export.delegation import Delegation, delegation
 from pyro_mvae.export.deployed import artifacts
-from pyro_mvae.export.executorch import Delegation, delegation, lower
+from pyro_mvae.export.executorch import lower
 from pyro_mvae.export.manifest import describe
 from pyro_mvae.export.verify import load_artifact
 from tests.catalog import MODELS

@@ -15,7 +15,7 @@ from pyro_mvae.evaluate import anomaly_scores
 from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.export import mil
 from pyro_mvae.export.capture import capture
-from pyro_mvae.export.executorch import Delegation, delegation
+from pyro_mvae.export.delegation import Delegation, delegation
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.likelihoods import LIKELIHOODS
 from tests.catalog import EXPORTERS, MODELS
