@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from pathlib import Path
 from types import ModuleType
 
@@ -54,16 +54,16 @@ def import_quietly(name: str) -> ModuleType:
 
 @contextmanager
 def no_native_messages() -> Iterator[None]:
-    """Silence what libraries in C++ write to the process's standard error, past Python."""
+    """Silence what libraries in C++ write to the process's standard error, past Python or, in a notebook, through it."""
     sys.stderr.flush()
     kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextmanager

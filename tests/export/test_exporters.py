@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 from collections import Counter
 
@@ -107,6 +108,20 @@ def test_what_is_unusual_has_the_score_that_pytorch_gives_it(name, more, exporte
         left_out = delegation(path.read_bytes()).outside
         assert left_out, "what a density needs is portable code, and said so"
         assert not [operation for operation in left_out if "conv" in operation]
+
+
+def test_a_notebook_hears_nothing_of_a_runtime_that_starts(models, images, tmp_path):
+    """There standard error is an object of Python's, to which some of the runtime's messages go."""
+    export_executorch(models["float16"], tmp_path / "decoder.pte", images=images)
+    script = f"""
+import io, sys, pathlib
+sys.stderr = io.StringIO()
+from pyro_mvae.export.executorch import load_executorch
+load_executorch(pathlib.Path({str(tmp_path / "decoder.pte")!r}))
+print(repr(sys.stderr.getvalue()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("''\n", "")
 
 
 def test_a_score_is_right_in_float16_where_logits_are_near_zero(tmp_path):
