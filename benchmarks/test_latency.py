@@ -30,7 +30,7 @@ def test_latency_digits(record):
 
 @pytest.mark.parametrize(("student", "search"), [("size", "compress-size-mnist"), ("macs", "compress-search-mnist")])
 def test_latency_mnist(student, search, record, tmp_path):
-    """The compression benchmark's teacher, and a student within a fiftieth of its bytes, or a thirtieth of its multiply-adds too."""
+    """The compression benchmark's teacher, and a student of a fiftieth of its bytes, or a thirtieth of its multiply-adds too."""
     runs = FOLDER.parent
     paths = {"teacher": runs / "compress-teacher-mnist.safetensors", "student": runs / search / "student.safetensors"}
     if not all(path.is_file() for path in paths.values()):

@@ -28,6 +28,7 @@ from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.models import VAE
 from pyro_mvae.search.budget import UNITS, Budget, Cost
 from pyro_mvae.search.layout import known_costs, laid_out
+from pyro_mvae.search.pace import paces
 from pyro_mvae.search.pareto import front, write_pareto
 from pyro_mvae.search.plans import Plan, candidates
 from pyro_mvae.search.rounds import KEPT, RUNGS, Lesson, handed_over, schedule, trained
@@ -94,10 +95,10 @@ def miniaturize(
     1. Students of the teacher's class are laid out: mobile and convolutional nets of several depths and shapes, each as large as
        the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it is
        trained; a table of blocks guides to them.
-    2. All are trained for a share of the time, the better third goes on, and a third of that; the last are trained with rounding
+    2. All are trained for as much time, the better third for more, and a third of that; the last are trained with rounding
        as on the phone, the λ of (17) a multiplier that holds the rounding error to half of what it was. Others are quantised
-       after training. They are distilled (19) unless an epoch takes more than twice as long then, as with a teacher many times
-       their size: more epochs teach them more.
+       after training. A student is distilled (19) unless its epoch takes more than twice as long then, as with a teacher many
+       times its size: more epochs teach it more.
     3. Those that go on are chosen by the bound on a tenth of the training images that no student sees. The NLL on test images is
        measured of all that nothing cheaper beats; the least held-out bound that is within the budget is taken. Without a bound on
        cost the smallest files within `nll_loss` are.
@@ -161,18 +162,20 @@ def searched(
     ) or [
         Plan("mobile", (4,), 4, min(latents), min(search.weight_bits))
     ]  # the least that a student can be: how near one can come
-    how = schedule(plans, teachers, data, out, minutes=search.minutes, processes=processes, distill=search.distill)
-    costs = laid_out(plans, teachers, search.budget, out, most=how.rounds[0][1], progress=progress)
+    epoch = paces(plans[:1], teachers, data, out, distill=search.distill)[plans[0]].seconds
+    halving = schedule(len(plans), out, seconds=search.minutes * 60 * processes, epoch=epoch)
+    costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
     rows: dict[str, dict[str, Any]] = {}
     plans = list(costs)
+    pace = paces(plans, teachers, data, out, distill=search.distill)
     with tempfile.TemporaryDirectory() as shared:
-        weight = search.distill if how.distilled else 0.0
-        lesson = Lesson(weight, search.seed, handed_over(teachers, data, held, Path(shared)), out)
-        for rung, (epochs, number) in enumerate(how.rounds):
+        files = handed_over(teachers, data, held, Path(shared))
+        for rung, (seconds, number) in enumerate(halving):
             plans = plans[:number]
-            jobs = [(plan, rung, epochs, lesson) for plan in plans]
+            taught_by = {plan: Lesson(search.distill if pace[plan].distilled else 0.0, search.seed, files, out) for plan in plans}
+            jobs = [(plan, rung, pace[plan].epochs(seconds), taught_by[plan]) for plan in plans]
             done = side_by_side(trained, jobs, processes=processes) if processes > 1 else (trained(*job) for job in jobs)
             for row in progress(done, f"Students, round {rung + 1} of {len(RUNGS)}", len(jobs)):
                 rows[row["name"]] = row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,22 @@ from pyro_mvae.compress.quantize import Quantize
 from pyro_mvae.data import Data
 from pyro_mvae.data.images import Split
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
-from pyro_mvae.inference import fit, penalties
+from pyro_mvae.inference import penalties
 from pyro_mvae.inference.checkpoint import load_model, read, save_model, write
-from pyro_mvae.inference.penalties import Distill, Penalty, Round
+from pyro_mvae.inference.penalties import Penalty, Round
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.inference.tuning import OneCycle, quantization_error
 from pyro_mvae.models import VAE
+from pyro_mvae.search.pace import batch_size, lessons
 from pyro_mvae.search.plans import Plan
 
 RUNGS = (0.3, 0.3, 0.4)
 """Shares of the time: for all students, for a third of them, and for a third of those, trained with rounding at last."""
 KEPT = 3
 DATA = "data.safetensors"
-TIMED_IMAGES, FEW_SAMPLES = 1280, 5
-BATCH_SIZE, LR, MANY = 64, 4e-3, 25_000
+FEW_SAMPLES, LR = 5, 4e-3
 LEAST_EPOCHS = 4
-"""Of each student in the first round, where there is time: after one, those that learn fast are ahead of those that get far."""
-DEAR = 2.0
-"""How many times as long an epoch with the teacher may take."""
+"""Of the first student in the first round, if there is time: after one, those that learn fast are ahead of those that get far."""
 ROUNDED = 0.5
 """The error that rounding is held to in the last stage, as a share of what it was before."""
 
@@ -63,79 +61,33 @@ def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path
     return folder
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What the minutes are enough for.
+def schedule(students: int, out: Path, *, seconds: float, epoch: float) -> list[tuple[float, int]]:
+    """The rounds of a search, made once, then kept in `schedule.json`.
 
-    Attributes:
-        rounds: for each (epochs, how many students).
-        distilled: whether students learn from their teacher too.
-    """
-
-    rounds: list[tuple[int, int]]
-    distilled: bool
-
-
-def schedule(
-    plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, *, minutes: float, processes: int, distill: float
-) -> Schedule:
-    """Made once, by the seconds of an epoch, then kept.
-
-    Where an epoch with the teacher takes more than twice as long as one without, students learn from the data alone: more epochs
-    teach them more.
+    Args:
+        students: how many were laid out.
+        seconds: of training, in all.
+        epoch: seconds of an epoch of the first student.
     """
     path = out / "schedule.json"
-    if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return Schedule([(epochs, number) for epochs, number in held["rounds"]], held["distilled"])
-    plan = plans[0]
-    teacher = teachers[plan.latent_dim]
-    alone = seconds = seconds_an_epoch(plan, teacher, data, [])
-    distilled = bool(lessons(teacher, distill))
-    if distilled:
-        seconds = seconds_an_epoch(plan, teacher, data, lessons(teacher, distill))
-        distilled = seconds <= DEAR * alone
-    made = Schedule(rounds(len(plans), minutes * 60 * processes / (seconds if distilled else alone)), distilled)
-    write_text(path, json.dumps(asdict(made)) + "\n")
-    return made
+    if not path.is_file():
+        write_text(path, json.dumps(rounds(students, seconds, epoch=epoch)) + "\n")
+    return [(each, number) for each, number in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def rounds(students: int, epochs: float) -> list[tuple[int, int]]:
-    """So many epochs in all, shared by rounds and by the students of each, of which there are fewer where there is little time.
+def rounds(students: int, seconds: float, *, epoch: float) -> list[tuple[float, int]]:
+    """For each round the seconds of a student, and how many there are: fewer where there is little time.
 
     Example:
-        >>> rounds(12, 200), rounds(12, 3)
-        ([(5, 12), (15, 4), (80, 1)], [(1, 1), (1, 1), (1, 1)])
+        >>> rounds(12, 200.0, epoch=1.0), rounds(12, 3.0, epoch=1.0)
+        ([(5.0, 12), (15.0, 4), (80.0, 1)], [(0.9, 1), (0.9, 1), (1.2, 1)])
     """
     made, left = [], students
     for share in RUNGS:
-        left = max(min(left, int(share * epochs / LEAST_EPOCHS)), 1)
-        made.append((max(int(share * epochs / left), 1), left))
+        left = max(min(left, int(share * seconds / (LEAST_EPOCHS * epoch))), 1)
+        made.append((round(share * seconds / left, 3), left))
         left = max(left // KEPT, 1)
     return made
-
-
-def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, taught_by: Sequence[Penalty]) -> float:
-    """Of one student alone, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    few = replace(data, train=Split(data.train.images[:TIMED_IMAGES]))
-    how: dict[str, Any] = {"epochs": 2, "batch_size": batch_size(data), "penalties": taught_by, "compile": "eager"}
-    try:
-        history = fit(plan.student(teacher), few, **how)
-    finally:
-        torch.set_num_threads(threads)
-    return float(history["seconds"].iloc[-1]) * len(data.train) / len(few.train)
-
-
-def batch_size(data: Data) -> int:
-    """Twice as large where there are steps enough all the same: an epoch takes less then."""
-    return 2 * BATCH_SIZE if len(data.train) >= MANY else BATCH_SIZE
-
-
-def lessons(teacher: VAE, weight: float) -> list[Penalty]:
-    """What a student learns from its teacher; nothing where q(z|x) is one point, as in a VQ-VAE: no KL is finite then."""
-    return [] if teacher.point or not weight else [Distill(weight, teacher)]
 
 
 def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pyro_mvae.data import Data
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE
-from pyro_mvae.search.rounds import BATCH_SIZE, LR
+from pyro_mvae.search.pace import BATCH_SIZE
+from pyro_mvae.search.rounds import LR
 from pyro_mvae.search.student import folded
 
 

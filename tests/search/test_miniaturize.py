@@ -18,7 +18,7 @@ from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data, Split
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.nets.quantized import is_quantized
-from pyro_mvae.search import Budget, BudgetError, Cost, cost_of, miniaturize, rounds
+from pyro_mvae.search import Budget, BudgetError, Cost, cost_of, miniaturize, pace
 from pyro_mvae.search.miniaturize import with_held_out
 from pyro_mvae.search.pareto import front
 from pyro_mvae.search.plans import SCALES, Plan, candidates, shapes
@@ -119,7 +119,7 @@ def test_costs_are_those_of_the_files():
 
 
 def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_path, cheap, monkeypatch):
-    monkeypatch.setattr(rounds, "seconds_an_epoch", lambda *about: 0.05)  # 60 epochs in all, on whatever machine
+    monkeypatch.setattr(pace, "seconds_an_epoch", lambda *about: 0.05)  # 60 epochs in all, on whatever machine
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     before = copy.deepcopy(teacher.state_dict())
     arguments = {"budget": Budget(kb=45), "minutes": 0.05, "nll_samples": 2, "latent_dims": (4,), "out": tmp_path / "small"}

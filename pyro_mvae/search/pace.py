@@ -1,0 +1,96 @@
+"""How long an epoch of a student takes, and whether its teacher is worth the time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_mvae.atomic import write_text
+from pyro_mvae.data import Data
+from pyro_mvae.data.images import Split
+from pyro_mvae.inference import fit
+from pyro_mvae.inference.penalties import Distill, Penalty
+from pyro_mvae.models import VAE
+from pyro_mvae.search.plans import Plan
+
+TIMED_IMAGES = 1280
+BATCH_SIZE, MANY = 64, 25_000
+DEAR = 2.0
+"""How many times as long an epoch with the teacher may take: where it takes longer, more epochs teach a student more."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a student is trained.
+
+    Attributes:
+        seconds: of an epoch, on one thread.
+        distilled: whether it learns from its teacher too.
+    """
+
+    seconds: float
+    distilled: bool
+
+    def epochs(self, seconds: float) -> int:
+        """As many as there is time for, and one at least.
+
+        Example:
+            >>> Pace(2.0, distilled=False).epochs(25.0)
+            12
+        """
+        return max(int(seconds / self.seconds), 1)
+
+
+def paces(plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, *, distill: float) -> dict[Plan, Pace]:
+    """The pace of each plan, measured once and kept in `paces.json`; what a teacher takes is measured with the first."""
+    path, first = out / "paces.json", plans[0]
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    taught_by = lessons(teachers[first.latent_dim], distill)
+
+    def seconds(name: str, plan: Plan, penalties: Sequence[Penalty] = (), *, besides: float = 0.0) -> float:
+        if name not in known:
+            known[name] = seconds_an_epoch(plan, teachers[plan.latent_dim], data, penalties) - besides
+            write_text(path, json.dumps(known, indent=1) + "\n")
+        return known[name]
+
+    lesson = seconds("lesson", first, taught_by, besides=seconds(first.name, first)) if taught_by else float("inf")
+    return {plan: pace(seconds(plan.name, plan), lesson) for plan in plans}
+
+
+def pace(alone: float, lesson: float) -> Pace:
+    """The pace of a student whose epoch takes some time alone, and more with its teacher.
+
+    Example:
+        >>> pace(3.0, 2.0), pace(1.0, 2.0)
+        (Pace(seconds=5.0, distilled=True), Pace(seconds=1.0, distilled=False))
+    """
+    distilled = alone + lesson <= DEAR * alone
+    return Pace(alone + lesson if distilled else alone, distilled)
+
+
+def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, taught_by: Sequence[Penalty]) -> float:
+    """Of one student alone, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    few = replace(data, train=Split(data.train.images[:TIMED_IMAGES]))
+    how: dict[str, Any] = {"epochs": 3, "batch_size": batch_size(data), "penalties": taught_by, "compile": "eager"}
+    try:
+        history = fit(plan.student(teacher), few, **how)
+    finally:
+        torch.set_num_threads(threads)
+    return float(history["seconds"].iloc[1:].min()) * len(data.train) / len(few.train)
+
+
+def batch_size(data: Data) -> int:
+    """Twice as large where there are steps enough all the same: an epoch takes less then."""
+    return 2 * BATCH_SIZE if len(data.train) >= MANY else BATCH_SIZE
+
+
+def lessons(teacher: VAE, weight: float) -> list[Penalty]:
+    """What a student learns from its teacher; nothing where q(z|x) is one point, as in a VQ-VAE: no KL is finite then."""
+    return [] if teacher.point or not weight else [Distill(weight, teacher)]

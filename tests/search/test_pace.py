@@ -1,0 +1,59 @@
+"""How long students are trained, and whether they are taught."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from pyro_mvae import VAE, Data, Split
+from pyro_mvae.search import pace as module
+from pyro_mvae.search.pace import Pace, batch_size, paces
+from pyro_mvae.search.plans import Plan
+from tests.catalog import SIZES
+
+SLOW, FAST = Plan("mobile", (8,), 8, 4, 8), Plan("mlp", (), 8, 4, 8)
+
+
+def grey(size):
+    return Data("grey", *(Split(torch.zeros(n, 1, 16, 16, dtype=torch.uint8)) for n in (size, 4)), binarization="dynamic")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """An epoch of the slow one alone takes 10 seconds, of the fast one a second, and a lesson three more; what was measured."""
+    asked = []
+
+    def seconds(plan, teacher, data, taught_by):
+        asked.append((plan, bool(taught_by)))
+        return {SLOW: 10.0, FAST: 1.0}[plan] + 3.0 * len(taught_by)
+
+    monkeypatch.setattr(module, "seconds_an_epoch", seconds)
+    return asked
+
+
+def test_students_are_taught_where_it_is_cheap(measured, tmp_path):
+    teachers, data = {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8)
+    expected = {SLOW: Pace(13.0, distilled=True), FAST: Pace(1.0, distilled=False)}
+    assert paces([SLOW, FAST], teachers, data, tmp_path, distill=1.0) == expected
+    assert sorted(measured, key=str) == sorted([(SLOW, False), (SLOW, True), (FAST, False)], key=str), "each once"
+    assert json.loads((tmp_path / "paces.json").read_text()) == {SLOW.name: 10.0, "lesson": 3.0, FAST.name: 1.0}
+    measured.clear()
+    assert paces([FAST, SLOW], teachers, data, tmp_path, distill=1.0) == expected
+    assert not measured
+
+
+def test_nobody_is_taught_against_his_will(measured, tmp_path):
+    found = paces([SLOW, FAST], {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8), tmp_path, distill=0.0)
+    assert found == {SLOW: Pace(10.0, distilled=False), FAST: Pace(1.0, distilled=False)}
+    assert (SLOW, True) not in measured
+
+
+def test_epochs_of_some_seconds():
+    for seconds, of_one in itertools.product((0.01, 1.0, 100.0), (0.3, 7.0)):
+        epochs = Pace(of_one, distilled=False).epochs(seconds)
+        assert epochs == 1 or epochs * of_one <= seconds < (epochs + 1) * of_one
+
+
+def test_batches():
+    assert [batch_size(grey(size)) for size in (1000, 25_000)] == [64, 128]
