@@ -32,7 +32,7 @@ from pyro_mvae.search.budget import KB
 from pyro_mvae.search.student import folded
 
 RUNS = Path(__file__).parent / "runs"
-SMALLER, FEWER_MACS = 50, 30
+SMALLER, FEWER_MACS, TENTH = 50, 30, 10
 SAMPLES = 25
 
 
@@ -147,11 +147,14 @@ def calls(model: VAE, paths: Mapping[str, Path], images: Tensor) -> Callable[[],
     return lambda: (run["encoder"](x), run["decoder"](z))
 
 
-def searched(subject: Subject, *, macs: bool = True) -> tuple[VAE, dict[str, Any]]:
-    """The student found within a fiftieth of the bytes and, where they count, a thirtieth of the multiply-adds."""
+def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:
+    """The student found within a fiftieth of the bytes ("size"), a tenth of the multiply-adds ("macs"), or a thirtieth of these
+    and a fiftieth of those ("search")."""
     teacher, case = subject.teacher, subject.case
-    budget = Budget(kb=float_bytes(teacher) / SMALLER / KB, macs=num_macs(teacher) / FEWER_MACS if macs else None)
-    out = RUNS / f"compress-{'search' if macs else 'size'}-{subject.name}"
+    kb, macs = float_bytes(teacher) / SMALLER / KB, num_macs(teacher)
+    budgets = {"size": {"kb": kb}, "macs": {"macs": macs / TENTH}, "search": {"kb": kb, "macs": macs / FEWER_MACS}}
+    budget = Budget(**budgets[name])
+    out = RUNS / f"compress-{name}-{subject.name}"
     found = miniaturize(teacher, subject.data, budget=budget, minutes=case.minutes, nll_samples=SAMPLES, out=out)
     row = found.table[found.table["chosen"]].iloc[0]
     about = {"budget": budget.given(), "minutes": case.minutes, "name": found.name, "epochs": int(row["epochs"])}
@@ -163,7 +166,7 @@ def test_compress_ablation(subject, record, tmp_path):
     case, data, teacher = subject.case, subject.data, subject.teacher
     lesson = [penalties.Distill(1.0, folded(teacher))]
     threshold, weight = case.sparse
-    small, about = searched(subject)
+    small, about = searched(subject, "search")
     models = {
         "teacher": teacher,
         "shrink": subject.fitted("shrink", case.shrink(teacher)),
@@ -211,9 +214,10 @@ def test_compress_ablation(subject, record, tmp_path):
     record(f"compress-ablation-{subject.name}", {**figures, "nll_samples": SAMPLES, "how": how, "rows": rows})
 
 
-def test_compress_size(subject, record):
-    """A fiftieth of the teacher's bytes, multiply-adds as many as it takes."""
-    small, about = searched(subject, macs=False)
+@pytest.mark.parametrize("bound", ["size", "macs"])
+def test_compress_within(bound, subject, record):
+    """A fiftieth of the teacher's bytes, or a tenth of its multiply-adds, as many as it takes of the other."""
+    small, about = searched(subject, bound)
     found = {name: quality(model, subject.data) for name, model in {"teacher": subject.teacher, "student": small}.items()}
     kb = sum(map(len, lower_parts(small).values())) / KB
     figures = {
@@ -222,7 +226,7 @@ def test_compress_size(subject, record):
         "nll_loss": round(found["student"]["nll"] - found["teacher"]["nll"], 3),
         "goal_nll_loss": 1.0,
     }
-    record(f"compress-size-{subject.name}", {**figures, "kb": kb, "nll_samples": SAMPLES, "search": about, "rows": found})
+    record(f"compress-{bound}-{subject.name}", {**figures, "kb": kb, "nll_samples": SAMPLES, "search": about, "rows": found})
 
 
 def test_compress_int8(subject, record):
@@ -249,7 +253,7 @@ def test_compress_four_bits(subject, record):
 def test_compress_latency(subject, record, tmp_path):
     """`.pte` in int8 against float32 of the same net, one image encoded and decoded, taking turns on one core."""
     data = subject.data
-    small, _ = searched(subject)
+    small, _ = searched(subject, "search")
     nets = {"teacher": subject.teacher, "student": type(small)(**small.config).eval()}
     versions = {f"{name}, float32": net for name, net in nets.items()}
     versions["teacher, int8"] = Quantize()(subject.teacher, data.train.images).eval()
