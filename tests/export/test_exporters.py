@@ -49,6 +49,8 @@ def test_a_saved_file_computes_what_pytorch_computes(exporter, part, quantized, 
     assert result.bytes > 1000
     assert result.psnr_db >= 40
     assert verify(path, fitted[quantized], images=images) == result
+    if exporter == "export_executorch":
+        assert delegation(path.read_bytes()) == Delegation(pieces=1, outside=()), "nothing falls out of XNNPACK"
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
@@ -68,7 +70,7 @@ def test_every_model_is_exported_whole(name, exporter, images, tmp_path):
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["VAE", "InfoVAE", "MVAE", "GMVAE", "SVAE", "VQVAE"])  # nets of each kind, and codes
 def test_a_picture_comes_back_from_one_file(name, exporter, images, tmp_path):
     """From pixels to the picture of their code, whatever lies between: a sphere, a codebook."""
     export, suffix, settings = EXPORTERS[exporter]
@@ -196,16 +198,6 @@ def test_raw_pixels_go_in_and_pixels_come_out(fitted, images, tmp_path):
         expected = model.decode(model.encode(raw / 255))
     torch.testing.assert_close(picture, expected, atol=0.06, rtol=0)
     assert torch.equal(decoder.run(loc)[0], picture)  # no noise inside
-
-
-def test_the_decoder_is_one_delegate(fitted):
-    from executorch.exir._serialize._program import deserialize_pte_binary
-
-    from pyro_mvae.export.executorch import lower
-
-    plan = deserialize_pte_binary(lower(fitted[True], part="decoder", precision="int8")).program.execution_plan[0]
-    assert len(plan.delegates) == 1
-    assert plan.operators == []
 
 
 @torch.no_grad()
