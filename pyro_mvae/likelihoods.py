@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import constraints, register_kl
 
 USUAL_PRECISION = 100.0  # of pixels in [0, 1]: a scale of 0.1
 
@@ -82,10 +82,11 @@ class Logistic(TorchDistribution):
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
-    """Pyro's, by its logits: torch's normaliser cancels near λ = 1/2, its moments are off by half there, and stop near 0 and 1.
+    """Pyro's, with density, moments, entropy and KL by its logits.
 
-    With η the logit of λ: log p(x) = η (x − 1/2) − log(sinh(η/2) / (η/2)), mean = 1/(1 − e^−η) − 1/η,
-    variance = 1/η² − 1/(4 sinh²(η/2)), and their series near η = 0.
+    Torch's normaliser cancels near λ = 1/2, its moments are off by half there, and both stop near 0 and 1. With η the logit of λ:
+    log p(x) = η (x − 1/2) − log(sinh(η/2) / (η/2)), mean = 1/(1 − e^−η) − 1/η, variance = 1/η² − 1/(4 sinh²(η/2)), and their
+    series near η = 0. log p(x) is linear in x, so that its mean is its value at the mean of x.
 
     Example:
         >>> pixels = ContinuousBernoulli(logits=torch.tensor([0.0, 40.0]))
@@ -94,11 +95,16 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         eta, size = self.logits, self.logits.abs()
-        small, square = size < 0.5, self.logits.square()
-        series = square / 24 - square**2 / 2880 + square**3 / 181440
-        safe = torch.where(small, 1.0, size)
-        return eta * (value - 0.5) - torch.where(small, series, safe / 2 - safe.log() + torch.log1p(-torch.exp(-safe)))
+        small = size < 0.5
+        square, safe = torch.where(small, eta, 0.0).square(), torch.where(small, 1.0, size)
+        series = eta * (value - 0.5) - (square / 24 - square**2 / 2880 + square**3 / 181440)
+        return torch.where(small, series, eta * (value - (eta > 0).to(eta)) + safe.log() - torch.log1p(-torch.exp(-safe)))
+
+    def entropy(self) -> Tensor:
+        return -self.log_prob(self.mean)
 
     @property
     def mean(self) -> Tensor:
@@ -113,6 +119,11 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         safe = torch.where(small, 1.0, eta)
         series = 1 / 12 - eta**2 / 240 + eta**4 / 6048
         return torch.where(small, series, safe**-2 - (2 * torch.sinh(safe / 2)) ** -2)
+
+
+@register_kl(ContinuousBernoulli, ContinuousBernoulli)
+def _kl_continuous_bernoulli(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
+    return p.log_prob(p.mean) - q.log_prob(p.mean)
 
 
 class BernoulliLikelihood(nn.Module):
@@ -215,9 +226,6 @@ def location(conditional: Any) -> Tensor:
     """
     pixels = conditional.base_dist
     return pixels.loc if hasattr(pixels, "loc") else pixels.probs
-
-
-PRECISE = ("gaussian", "logistic")
 
 
 def make_likelihood(name: str, channels: int) -> nn.Module:

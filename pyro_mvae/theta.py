@@ -16,10 +16,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from pyro_mvae.likelihoods import PRECISE, USUAL_PRECISION
+from pyro_mvae.likelihoods import USUAL_PRECISION
 from pyro_mvae.nets.channels import keep_inputs
 from pyro_mvae.nets.quantized import QuantizedConv
 
+PRECISE = ("gaussian", "logistic")
 RELUCTANCE = 0.05
 """By how much less than the net says a guide moves the precision of an image: one that followed the first, bad reconstructions at
 once would find every image hard, and the code would never be asked for more."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributions import kl_divergence
 
 from pyro_mvae.likelihoods import LIKELIHOODS, ContinuousBernoulli, Logistic, make_likelihood
 
@@ -42,6 +43,34 @@ def test_the_density_of_the_continuous_bernoulli(eta, x):
     assert log_prob.item() == pytest.approx(eta * x - normaliser, abs=2e-5)
     (slope,) = torch.autograd.grad(log_prob, logits)
     assert slope.item() == pytest.approx(x - law.mean.item(), abs=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-60.0, 60.0), st.floats(-100.0, 100.0))
+def test_the_kl_of_continuous_bernoullis(one, other):
+    """Against an integral; torch's own is negative where logits are above 16."""
+    p, q = (ContinuousBernoulli(logits=torch.tensor(eta)) for eta in (one, other))
+    x = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    density = torch.exp(one * (x - float(one > 0)))
+    density = density / density.mean()
+    log_q = other * (x - float(other > 0)) - torch.exp(other * (x - float(other > 0))).mean().log()
+    expected = (density * (density.clamp(min=1e-300).log() - log_q)).mean().item()
+    assert kl_divergence(p, q).item() == pytest.approx(expected, rel=1e-4, abs=2e-4)
+    assert kl_divergence(p, p).item() == 0
+    assert p.entropy().item() == pytest.approx(-(density * density.clamp(min=1e-300).log()).mean().item(), abs=1e-3)
+
+
+def test_what_is_no_picture_is_refused_where_that_is_checked():
+    with pytest.raises(ValueError, match="support"):
+        ContinuousBernoulli(logits=torch.zeros(2), validate_args=True).log_prob(torch.tensor([0.5, 2.0]))
+
+
+@pytest.mark.parametrize("eta", [8.0, 20.0, 40.0])
+def test_half_precision_is_enough_for_the_continuous_bernoulli(eta):
+    x = torch.linspace(0, 1, 33)
+    for logits in (torch.full_like(x, eta), torch.full_like(x, -eta)):
+        half = ContinuousBernoulli(logits=logits.half(), validate_args=False).log_prob(x.half())
+        torch.testing.assert_close(half.float(), ContinuousBernoulli(logits=logits).log_prob(x), atol=5e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)

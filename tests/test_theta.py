@@ -12,8 +12,8 @@ from torch import nn
 
 from pyro_mvae import MVAE, VAE, Objective, PruneChannels, Quantize, fit, load_model, negative_log_likelihood, save_model
 from pyro_mvae.inference import compile_gradients
-from pyro_mvae.likelihoods import LIKELIHOODS, PRECISE
-from pyro_mvae.theta import RELUCTANCE, THETAS, Precision, Weights
+from pyro_mvae.likelihoods import LIKELIHOODS
+from pyro_mvae.theta import PRECISE, RELUCTANCE, THETAS, Precision, Weights
 
 BAYESIAN = [(name, theta) for name in LIKELIHOODS for theta in THETAS if theta == "weights" or name in PRECISE]
 

@@ -56,8 +56,8 @@ def import_quietly(name: str) -> ModuleType:
 def no_native_messages() -> Iterator[None]:
     """Silence what libraries in C++ write to the process's standard error, past Python or, in a notebook, through it."""
     sys.stderr.flush()
-    kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        kept = os.dup(2)
         os.dup2(nowhere.fileno(), 2)
         try:
             yield

@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from pyro_mvae.export._quiet import import_quietly, quiet
-from pyro_mvae.export.delegation import CORE_ML, Delegation, of_program, parsed
+from pyro_mvae.export.delegation import CORE_ML, backends, of_program, parsed
 from pyro_mvae.export.mil import MilProgram
 from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, settle
 
@@ -73,10 +73,13 @@ def delegated(content: bytes) -> MilProgram | None:
     if CORE_ML.encode() not in content:
         return None
     program = parsed(content)
-    found = of_program(program)
-    if found != Delegation(1, (), "coreml"):
+    found, pieces = of_program(program), backends(program)
+    if pieces != [CORE_ML] or found.outside:
         outside = ", ".join(found.outside) or "none"
-        raise ValueError(f"Core ML computes {found.pieces} pieces of this program, expected 1; operations outside: {outside}")
+        raise ValueError(
+            f"expected a program that is one piece for Core ML: its pieces are for {', '.join(pieces) or 'none'}, "
+            f"operations outside are {outside}"
+        )
     (plan,) = program.execution_plan
     unflatten = import_quietly("executorch.backends.apple.coreml").executorchcoreml.unflatten_directory_contents
     with tempfile.TemporaryDirectory() as folder, quiet():

@@ -31,19 +31,27 @@ def delegation(content: bytes) -> Delegation:
 def of_program(program: Any) -> Delegation:
     """What a program that was parsed gives to its backend."""
     (plan,) = program.execution_plan
-    backend = "coreml" if CORE_ML in [each.id for each in plan.delegates] else "xnnpack"
+    backend = "coreml" if CORE_ML in backends(program) else "xnnpack"
     return Delegation(len(plan.delegates), tuple(operator.name for operator in plan.operators), backend)
+
+
+def backends(program: Any) -> list[str]:
+    """The name of each piece's backend."""
+    (plan,) = program.execution_plan
+    return [each.id for each in plan.delegates]
 
 
 def parsed(content: bytes) -> Any:
     """The program of a `.pte`, of one method.
 
     Raises:
-        ValueError: for what is no program.
+        ValueError: for what is no program, or one of several methods.
     """
     try:
         program = import_quietly("executorch.exir._serialize._program").deserialize_pte_binary(content).program
-        assert len(program.execution_plan) == 1
     except Exception as error:  # whatever its parser says
         raise ValueError(f"these {len(content)} bytes are damaged or no ExecuTorch program: {error}") from error
+    if len(program.execution_plan) != 1:
+        names = ", ".join(plan.name for plan in program.execution_plan) or "none"
+        raise ValueError(f"an ExecuTorch program with the methods {names}: expected one method, forward")
     return program

@@ -36,6 +36,8 @@ from pyro_mvae.search.teachers import check_latents, fitting_latents, taught
 from pyro_mvae.side_by_side import side_by_side
 
 HELD_OUT = 2000
+FORMAT = 2
+"""Of what a folder keeps of its search."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def miniaturize(
         latency_table: of this machine; the one kept for it when None.
 
     Returns: the student, and a table with a row for each one that was tried: name, widths, hidden, latent_dim, weight_bits; kb,
-        macs and latency_us, measured, see `Cost`; epochs; rounded ("in training" or "after"); held_out, the bound, nats per
-        image, of int8; nll and nll_loss on test images, where measured; within (the budget), front, chosen.
+        macs and latency_us, measured, see `Cost`; epochs; distilled; rounded ("in training" or "after"); held_out, the bound,
+        nats per image, of int8; nll and nll_loss on test images, where measured; within (the budget), front, chosen.
 
     Raises:
         ValueError: for settings that can't be, or a folder of another search.
@@ -140,7 +142,7 @@ def miniaturize(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return searched(search, teacher, data, Path(folder), processes, latency_table, progress)
-    claim(Path(out) / "search.json", {**asdict(search), **digests(teacher, data)}, what="search")
+    claim(Path(out) / "search.json", {**asdict(search), **digests(teacher, data), "format": FORMAT}, what="search")
     return searched(search, teacher, data, Path(out), processes, latency_table, progress)
 
 
@@ -163,7 +165,7 @@ def searched(
         Plan("mobile", (4,), 4, min(latents), min(search.weight_bits))
     ]  # the least that a student can be: how near one can come
     epoch = paces(plans[:1], teachers, data, out, distill=search.distill)[plans[0]].seconds
-    halving = schedule(len(plans), out, seconds=search.minutes * 60 * processes, epoch=epoch)
+    halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
     costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
@@ -171,11 +173,11 @@ def searched(
     plans = list(costs)
     pace = paces(plans, teachers, data, out, distill=search.distill)
     with tempfile.TemporaryDirectory() as shared:
-        files = handed_over(teachers, data, held, Path(shared))
+        lesson = Lesson(search.distill, search.seed, handed_over(teachers, data, held, Path(shared)), out)
+        told = {plan: lesson if pace[plan].distilled else replace(lesson, distill=0.0) for plan in plans}
         for rung, (seconds, number) in enumerate(halving):
             plans = plans[:number]
-            taught_by = {plan: Lesson(search.distill if pace[plan].distilled else 0.0, search.seed, files, out) for plan in plans}
-            jobs = [(plan, rung, pace[plan].epochs(seconds), taught_by[plan]) for plan in plans]
+            jobs = [(plan, rung, pace[plan].epochs(seconds), told[plan]) for plan in plans]
             done = side_by_side(trained, jobs, processes=processes) if processes > 1 else (trained(*job) for job in jobs)
             for row in progress(done, f"Students, round {rung + 1} of {len(RUNGS)}", len(jobs)):
                 rows[row["name"]] = row

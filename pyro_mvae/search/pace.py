@@ -54,7 +54,7 @@ def paces(plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path
 
     def seconds(name: str, plan: Plan, penalties: Sequence[Penalty] = (), *, besides: float = 0.0) -> float:
         if name not in known:
-            known[name] = seconds_an_epoch(plan, teachers[plan.latent_dim], data, penalties) - besides
+            known[name] = max(seconds_an_epoch(plan, teachers[plan.latent_dim], data, penalties) - besides, 0.0)
             write_text(path, json.dumps(known, indent=1) + "\n")
         return known[name]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,10 +39,10 @@ ROUNDED = 0.5
 
 @dataclass(frozen=True)
 class Lesson:
-    """What all students of a search are told.
+    """What a student is told.
 
     Attributes:
-        distill: λ of (19); 0 where students learn from the data alone.
+        distill: λ of (19); 0 where it learns from the data alone.
         seed: of weights and noise.
         files: the folder of what `handed_over` wrote.
         out: the folder of the search.
@@ -61,22 +62,22 @@ def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path
     return folder
 
 
-def schedule(students: int, out: Path, *, seconds: float, epoch: float) -> list[tuple[float, int]]:
-    """The rounds of a search, made once, then kept in `schedule.json`.
-
-    Args:
-        students: how many were laid out.
-        seconds: of training, in all.
-        epoch: seconds of an epoch of the first student.
-    """
+def schedule(students: int, out: Path, *, seconds: float, epoch: float, processes: int = 1) -> list[tuple[float, int]]:
+    """The rounds of a search, made once, then kept in `schedule.json`; arguments as of `rounds`."""
     path = out / "schedule.json"
     if not path.is_file():
-        write_text(path, json.dumps(rounds(students, seconds, epoch=epoch)) + "\n")
+        write_text(path, json.dumps(rounds(students, seconds, epoch=epoch, processes=processes)) + "\n")
     return [(each, number) for each, number in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def rounds(students: int, seconds: float, *, epoch: float) -> list[tuple[float, int]]:
+def rounds(students: int, seconds: float, *, epoch: float, processes: int = 1) -> list[tuple[float, int]]:
     """For each round the seconds of a student, and how many there are: fewer where there is little time.
+
+    Args:
+        students: how many were laid out.
+        seconds: from the beginning to the end.
+        epoch: seconds of an epoch of the first student.
+        processes: how many students are trained at a time.
 
     Example:
         >>> rounds(12, 200.0, epoch=1.0), rounds(12, 3.0, epoch=1.0)
@@ -84,8 +85,9 @@ def rounds(students: int, seconds: float, *, epoch: float) -> list[tuple[float, 
     """
     made, left = [], students
     for share in RUNGS:
-        left = max(min(left, int(share * seconds / (LEAST_EPOCHS * epoch))), 1)
-        made.append((round(share * seconds / left, 3), left))
+        left = max(min(left, processes * int(share * seconds / (LEAST_EPOCHS * epoch))), 1)
+        turns = math.ceil(left / processes)
+        made.append((round(share * seconds / turns, 3), left))
         left = max(left // KEPT, 1)
     return made
 
@@ -119,6 +121,7 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
         "name": plan.name,
         **asdict(plan),
         "epochs": done,
+        "distilled": bool(taught_by),
         "rounded": "in training" if rounding else "after",
         "held_out": round(bound.nats, 4),
     }

@@ -1,9 +1,13 @@
 """ExecuTorch programs for Core ML: what the delegate is given is a package, and is evaluated as one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pyro_mvae import export_executorch, save_model, verify
+from pyro_mvae.export import delegated as delegated_module
+from pyro_mvae.export import delegation as delegation_module
 from pyro_mvae.export.delegated import delegated
 from pyro_mvae.export.delegation import Delegation, delegation
 from pyro_mvae.export.deployed import artifacts
@@ -35,6 +39,29 @@ def test_the_same_model_gives_the_same_bytes(models):
 
 def test_what_xnnpack_runs_has_no_package(models):
     assert delegated(lower(models["int8"], part="encoder", precision="int8")) is None
+
+
+def plan(*backends, outside=()):
+    pieces, operators = ([SimpleNamespace(id=name, name=name) for name in names] for names in (backends, outside))
+    return SimpleNamespace(name="forward", delegates=pieces, operators=operators)
+
+
+def test_a_program_of_other_pieces_is_refused(monkeypatch):
+    mixed = plan("CoreMLBackend", "XnnpackBackend", outside=["aten::add"])
+    monkeypatch.setattr(delegated_module, "parsed", lambda content: SimpleNamespace(execution_plan=[mixed]))
+    with pytest.raises(ValueError, match="pieces are for CoreMLBackend, XnnpackBackend, operations outside are aten::add"):
+        delegated(b"CoreMLBackend")
+    monkeypatch.setattr(delegated_module, "parsed", lambda content: SimpleNamespace(execution_plan=[plan("XnnpackBackend")]))
+    with pytest.raises(ValueError, match="pieces are for XnnpackBackend, operations outside are none"):
+        delegated(b"CoreMLBackend")
+
+
+def test_a_program_of_several_methods_is_refused(monkeypatch):
+    program = SimpleNamespace(execution_plan=[plan(), SimpleNamespace(name="backward")])
+    serializer = SimpleNamespace(deserialize_pte_binary=lambda content: SimpleNamespace(program=program))
+    monkeypatch.setattr(delegation_module, "import_quietly", lambda name: serializer)
+    with pytest.raises(ValueError, match="with the methods forward, backward: expected one"):
+        delegation(b"")
 
 
 def test_another_models_program_is_noticed(models, images, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import sys
 from dataclasses import replace
@@ -119,7 +120,11 @@ def test_costs_are_those_of_the_files():
 
 
 def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_path, cheap, monkeypatch):
-    monkeypatch.setattr(pace, "seconds_an_epoch", lambda *about: 0.05)  # 60 epochs in all, on whatever machine
+    def seconds(plan, teacher, data, taught_by):
+        """Three seconds are 60 epochs of mobile nets; a lesson is dear for them, and cheap for the others, which are slow."""
+        return {"mobile": 0.05, "conv": 0.1}[plan.net] + 0.08 * len(taught_by)
+
+    monkeypatch.setattr(pace, "seconds_an_epoch", seconds)
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     before = copy.deepcopy(teacher.state_dict())
     arguments = {"budget": Budget(kb=45), "minutes": 0.05, "nll_samples": 2, "latent_dims": (4,), "out": tmp_path / "small"}
@@ -132,7 +137,15 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     best = table[table["chosen"]].iloc[0]
     assert best["held_out"] == table["held_out"].min()
     assert best["name"] == found.name
-    assert table["epochs"].max() > table["epochs"].min()
+    assert table["distilled"].equals(table["net"] == "conv")
+    ((first, number), (second, _), (third, _)) = json.loads((tmp_path / "small/schedule.json").read_text())
+    assert number == len(table)
+    begun = {"mobile": int(first / 0.05), "conv": int(first / 0.18)}
+    assert [row["epochs"] for _, row in table.iterrows() if row["name"] != found.name] == [
+        begun[row["net"]] for _, row in table.iterrows() if row["name"] != found.name
+    ]
+    alone = {"mobile": 0.05, "conv": 0.18}[best["net"]]
+    assert best["epochs"] == sum(int(each / alone) for each in (first, second, third))
     assert set(table["rounded"]) == {"in training", "after"}
     assert table["nll"].notna().equals(table["front"])
     assert found.model.passes == ("Quantize(weight_bits=8, ranges='moving')",)

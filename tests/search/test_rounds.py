@@ -1,6 +1,7 @@
 """How the minutes of a search are shared."""
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -9,15 +10,15 @@ from hypothesis import strategies as st
 from pyro_mvae.search.rounds import KEPT, LEAST_EPOCHS, RUNGS, rounds, schedule
 
 
-@given(st.integers(1, 40), st.floats(0, 5000), st.floats(0.01, 10))
-def test_rounds_use_the_time_and_no_more(students, seconds, epoch):
-    made = rounds(students, seconds, epoch=epoch)
+@given(st.integers(1, 40), st.floats(0, 5000), st.floats(0.01, 10), st.integers(1, 8))
+def test_rounds_use_the_time_and_no_more(students, seconds, epoch, processes):
+    made = rounds(students, seconds, epoch=epoch, processes=processes)
     assert len(made) == len(RUNGS)
     assert made[0][1] <= students
     for (_, before), (_, after) in itertools.pairwise(made):
         assert 1 <= after <= max(before // KEPT, 1)
-    assert sum(each * number for each, number in made) == pytest.approx(seconds, abs=0.1)
-    if made[0][1] > 1:
+    assert sum(each * math.ceil(number / processes) for each, number in made) == pytest.approx(seconds, abs=0.1)
+    if made[0][1] > processes:
         assert made[0][0] >= LEAST_EPOCHS * epoch - 1e-3
 
 
