@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 from pyro_mvae import Objective, fit, kl_weighted, penalties
 from pyro_mvae.inference import compile_gradients
 from pyro_mvae.inference.surrogate import differentiable_loss
-from pyro_mvae.likelihoods import BernoulliLikelihood, LogisticLikelihood
+from pyro_mvae.likelihoods import LIKELIHOODS, BernoulliLikelihood, LogisticLikelihood, make_likelihood
 from tests.catalog import MODELS, PENALTIES, REGULARIZERS
 
 
@@ -144,6 +144,18 @@ def test_only_the_student_is_given_a_gradient():
     Objective(vae, [penalties.Distill(1.0, teacher)])(x)["loss"].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(parameter.grad is not None for parameter in vae.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(LIKELIHOODS.keys() - {"logistic"}))
+def test_a_sure_student_is_not_paid_for_being_surer(name):
+    """Pictures that are nearly black and white; of the logistic likelihood the divergence is drawn, and may be negative."""
+    likelihood = make_likelihood(name, 1)
+    teacher = torch.linspace(-20, 20, 64).reshape(1, 1, 8, 8)
+    student = (2 * teacher).requires_grad_()
+    divergence = penalties.divergence(likelihood(teacher), likelihood(student)).sum()
+    (slope,) = torch.autograd.grad(divergence, student)
+    assert divergence >= 0
+    assert (slope * teacher >= -1e-6).all(), "what goes down by this gradient comes nearer"
 
 
 def test_a_perfect_student_has_no_divergence():
