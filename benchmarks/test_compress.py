@@ -40,7 +40,8 @@ SAMPLES = 25
 class Case:
     """A data set, its teacher, and how long things are trained on it.
 
-    `fit` is of what is trained from scratch, `more` the epochs after a pass, `rounding` those with rounding, `minutes` of searches.
+    `fit` is of what is trained from scratch, `more` the epochs after a pass, `rounding` those with rounding, `minutes` of each
+    search.
     """
 
     option: str
