@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from pyro_mvae import load_model
-from pyro_mvae.cli.terminal import CROSSED, Verb, progress_bars
+from pyro_mvae.cli.terminal import CROSSED, Verb, progress_bars, show
 from pyro_mvae.latency import as_text, checkpoints, read_benchmark, regressions
 from pyro_mvae.latency import benchmark as run
 from pyro_mvae.report import filled
@@ -40,7 +39,7 @@ def benchmark(
         named = {name: load_model(path).eval() for name, path in paths.items()}
         found = run(folder, models=named, runs=runs, seconds=seconds, out=out, progress=progress)
     slower = regressions(found, other) if other else {}
-    Console().print(filled("On this machine, one thread: a proxy, no phone's latency", *as_text(found, slower)))
+    show(filled("On this machine, one thread: a proxy, no phone's latency", *as_text(found, slower)))
     click.echo(f"Everything is in {out or Path(folder) / 'benchmark.json'}")
     for name, ratio in slower.items():
         click.echo(f"slower: {name}: {ratio:.2f} times what it took", err=True)

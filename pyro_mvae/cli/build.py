@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
 
 from pyro_mvae.build import build as run
-from pyro_mvae.cli.terminal import USUAL_EPOCHS, Verb, progress_bars
+from pyro_mvae.cli.terminal import USUAL_EPOCHS, Verb, progress_bars, show
 
 
 @click.command(cls=Verb)
@@ -46,12 +45,11 @@ def build(ctx: click.Context, *, as_json: bool, **settings: Any) -> None:
     if as_json:
         click.echo(report.to_json(), nl=False)
         return
-    console = Console()
     for table in report.tables():
-        console.print(table)
+        show(table)
     if report.data["skipped"]:
-        console.print(f"{len(report.data['skipped'])} files were skipped: {'; '.join(report.data['skipped'][:5])}")
-    console.print(f"Everything is in {settings['out']}; look at {Path(settings['out']) / 'report.html'}")
+        click.echo(f"{len(report.data['skipped'])} files were skipped: {'; '.join(report.data['skipped'][:5])}")
+    click.echo(f"Everything is in {settings['out']}; look at {Path(settings['out']) / 'report.html'}")
 
 
 def refuse_with_resume(ctx: click.Context, *, allowed: set[str]) -> None:

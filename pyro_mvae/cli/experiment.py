@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
-from pyro_mvae.cli.terminal import Verb, progress_bars
+from pyro_mvae.cli.terminal import Verb, progress_bars, show
 from pyro_mvae.experiment import as_text, averages, run_times
 from pyro_mvae.experiment import experiment as run
 from pyro_mvae.report import filled
@@ -36,7 +35,6 @@ def experiment(*, prompts: tuple[str, ...], out: str, processes: int | None, **s
     """
     with progress_bars() as progress:
         done = run(prompts, out=out, processes=cores() if processes is None else processes, progress=progress, **settings)
-    console = Console()
     for title, table in {"Averages, nats per image": averages(done), "Run times": run_times(done)}.items():
-        console.print(filled(title, *as_text(table)))
+        show(filled(title, *as_text(table)))
     click.echo(f"Everything is in {out}; look at {Path(out) / 'report.html'}")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from pyro_mvae import Budget, load_data, load_model
 from pyro_mvae import miniaturize as run
-from pyro_mvae.cli.terminal import Verb, progress_bars
+from pyro_mvae.cli.terminal import Verb, progress_bars, show
 from pyro_mvae.report import filled
 from pyro_mvae.search.pareto import as_text
 from pyro_mvae.side_by_side import cores
@@ -64,5 +63,5 @@ def miniaturize(
             progress=progress,
             **settings,
         )
-    Console().print(filled(f"Students of {checkpoint}", *as_text(found.table)))
+    show(filled(f"Students of {checkpoint}", *as_text(found.table)))
     click.echo(f"{Path(out) / 'student.safetensors'} is {found.name}; look at {Path(out) / 'pareto.html'}")

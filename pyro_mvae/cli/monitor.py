@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from pyro_mvae import load_data, load_model, set_baseline
 from pyro_mvae import monitor as run
-from pyro_mvae.cli.terminal import CROSSED, Verb, progress_bars
+from pyro_mvae.cli.terminal import CROSSED, Verb, progress_bars, show
 from pyro_mvae.export.manifest import describe
 from pyro_mvae.monitor import PAGE_NAME, beside_bounds
 from pyro_mvae.monitor import baseline as baseline_of
@@ -43,7 +42,7 @@ def monitor(*, folder: str, data: str, split: str, checkpoint: str | None, basel
             return
         reading = run(folder, images, model=model, split=split, progress=progress)
     title = f"{folder}, {reading.num_images:,} images of {reading.data}"
-    Console().print(filled(title, *beside_bounds(reading, baseline_of(Path(folder))["bounds"])))
+    show(filled(title, *beside_bounds(reading, baseline_of(Path(folder))["bounds"])))
     click.echo(f"All readings are in {Path(folder) / PAGE_NAME}")
     if reading.crossed:
         click.echo(f"crossed: {', '.join(reading.crossed)}", err=True)

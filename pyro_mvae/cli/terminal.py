@@ -11,6 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from pyro_mvae.inference.parallel import ProcessLost
 from pyro_mvae.search import BudgetError
@@ -44,6 +45,27 @@ def progress_bars(*, shown: bool = True):
             yield track
         finally:
             logger.removeHandler(notes)
+
+
+def show(table: Table) -> None:
+    """Print a table with whole cells: in a window that is too narrow for it as many columns, from the left, as there is room for.
+
+    What is no window, a file say, is as wide as the table.
+    """
+    console = Console()
+    unbounded = console.options.update(width=10_000)
+
+    def width() -> int:
+        return console.measure(table, options=unbounded).maximum
+
+    if not console.is_terminal:
+        console = Console(width=max(width(), console.width))
+    columns = len(table.columns)
+    while width() > console.width and len(table.columns) > 2:
+        table.columns.pop()
+    console.print(table)
+    if len(table.columns) < columns:
+        console.print(f"{columns - len(table.columns)} more columns in a wider window", style="dim", highlight=False)
 
 
 class Verb(click.Command):
