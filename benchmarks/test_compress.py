@@ -149,8 +149,10 @@ def calls(model: VAE, paths: Mapping[str, Path], images: Tensor) -> Callable[[],
 
 
 def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:
-    """The student found within a fiftieth of the bytes ("size"), a tenth of the multiply-adds ("macs"), or a thirtieth of these
-    and a fiftieth of those ("search")."""
+    """The student that the search of a name finds: within the bound that it is called by, or, "search", within both.
+
+    "size" is a fiftieth of the bytes, "macs" a tenth of the multiply-adds; of both it is a thirtieth of these.
+    """
     teacher, case = subject.teacher, subject.case
     kb, macs = float_bytes(teacher) / SMALLER / KB, num_macs(teacher)
     budgets = {"size": {"kb": kb}, "macs": {"macs": macs / TENTH}, "search": {"kb": kb, "macs": macs / FEWER_MACS}}

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from pyro_mvae.cli.terminal import FAILED, Verb, progress_bars
+from pyro_mvae.cli.terminal import FAILED, Verb, full_width, progress_bars
 from pyro_mvae.compare import compare as run
 from pyro_mvae.report import filled
 from pyro_mvae.side_by_side import cores
@@ -41,7 +41,7 @@ def compare(*, out: str, processes: int | None, **settings: Any) -> None:
     console, (header, rows) = Console(), shown(comparison.table)
     columns = [list(cells) for cells in zip(header, *rows, strict=True)]
     upright = filled(f"Table 9 on {settings['data']}", ["", *columns[0][1:]], columns[1:])
-    if console.measure(upright, options=console.options.update(width=10_000)).maximum <= console.width:
+    if full_width(upright, console) <= console.width:
         console.print(upright)
     else:
         click.echo(markdown(header, rows))

@@ -53,19 +53,19 @@ def show(table: Table) -> None:
     What is no window, a file say, is as wide as the table.
     """
     console = Console()
-    unbounded = console.options.update(width=10_000)
-
-    def width() -> int:
-        return console.measure(table, options=unbounded).maximum
-
     if not console.is_terminal:
-        console = Console(width=max(width(), console.width))
+        console = Console(width=max(full_width(table, console), console.width))
     columns = len(table.columns)
-    while width() > console.width and len(table.columns) > 2:
+    while full_width(table, console) > console.width and len(table.columns) > 2:
         table.columns.pop()
     console.print(table)
     if len(table.columns) < columns:
         console.print(f"{columns - len(table.columns)} more columns in a wider window", style="dim", highlight=False)
+
+
+def full_width(table: Table, console: Console) -> int:
+    """How wide a table is with whole cells."""
+    return console.measure(table, options=console.options.update(width=10_000)).maximum
 
 
 class Verb(click.Command):

@@ -74,7 +74,7 @@ def rounds(students: int, seconds: float, *, epoch: float, processes: int = 1) -
     """For each round the seconds of a student, and how many there are: fewer where there is little time.
 
     Args:
-        students: how many were laid out.
+        students: how many there are to begin with.
         seconds: from the beginning to the end.
         epoch: seconds of an epoch of the first student.
         processes: how many students are trained at a time.
