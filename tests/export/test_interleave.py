@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pyro_mvae.compress import Quantize
-from pyro_mvae.export import executorch
 from pyro_mvae.export._quiet import quiet
 from pyro_mvae.export.capture import capture
+from pyro_mvae.export.delegation import delegation
+from pyro_mvae.export.executorch import lower
 from pyro_mvae.export.interleave import Interleave, interleaved
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import as_integers, quantized
@@ -62,5 +63,5 @@ def test_files_are_in_one_piece_and_hold_the_plain_convolution():
             program = capture(model, part, precision="int8", written=interleaved).program()
         names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
         assert any("permute" in name for name in names), part
-        found = executorch.delegation(executorch.lower(model, part=part, precision="int8"))
+        found = delegation(lower(model, part=part, precision="int8"))
         assert found.pieces == 1 or part == "anomaly"
