@@ -126,7 +126,8 @@ class Heads(nn.Module):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor] | Tensor:
         if self.log_scale is None:
             return self.loc(h).flatten(1)
-        return self.loc(h).flatten(1), self.log_scale(h).flatten(1).exp()
+        loc, log_scale = self.loc(h), self.log_scale(h)  # both before a reshape, see `export.executorch.read_late`
+        return loc.flatten(1), log_scale.flatten(1).exp()
 
 
 class ConvEncoder(nn.Module):

@@ -17,6 +17,7 @@ from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.export import mil
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.delegation import Delegation, delegation
+from pyro_mvae.export.executorch import lower
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.likelihoods import LIKELIHOODS
 from tests.catalog import EXPORTERS, MODELS
@@ -50,8 +51,7 @@ def test_a_saved_file_computes_what_pytorch_computes(exporter, part, quantized, 
     assert result.psnr_db >= 40
     assert verify(path, fitted[quantized], images=images) == result
     if exporter == "export_executorch":
-        pieces = 2 if quantized and part == "encoder" else 1  # XNNPACK takes the loc's last reshape apart, at no cost
-        assert delegation(path.read_bytes()) == Delegation(pieces, outside=()), "nothing falls out of XNNPACK"
+        assert delegation(path.read_bytes()) == Delegation(pieces=1, outside=()), "nothing falls out of XNNPACK"
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
@@ -68,6 +68,13 @@ def test_every_model_is_exported_whole(name, exporter, images, tmp_path):
         assert result.psnr_db >= 40
         if exporter == "export_executorch":
             assert delegation(path.read_bytes()) == Delegation(pieces=1, outside=()), "nothing falls out of XNNPACK"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_integers_are_one_piece_too(name, images):
+    model = Quantize()(MODELS[name]((1, 16, 16)), images[:64]).eval()
+    for part in PARTS:
+        assert delegation(lower(model, part=part, precision="int8")) == Delegation(pieces=1, outside=())
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
