@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pyro_mvae.data import batches, num_batches
 from pyro_mvae.inference import checkpoint as files
+from pyro_mvae.inference.average import blend, warmed
 from pyro_mvae.inference.compiled import Graph
 from pyro_mvae.inference.fastest import laid_out
 from pyro_mvae.inference.objective import Objective
@@ -396,25 +397,3 @@ def placed(parameter: Tensor, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return like(parameter, value.clone()) if value.shape == parameter.shape else value.clone()
-
-
-@torch.no_grad()
-def blend(average: nn.Module, model: nn.Module, *, decay: float) -> None:
-    """average ← decay · average + (1 − decay) · model, in parameters and buffers.
-
-    What is not a float is copied, and so is what was infinite: the range of an activation that was not seen yet.
-    """
-    for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - decay)
-    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
-        mine.copy_(torch.where(mine.isfinite(), mine.lerp(theirs, 1 - decay), theirs) if mine.is_floating_point() else theirs)
-
-
-def warmed(decay: float, step: int) -> float:
-    """The decay of a moving average that forgets where it began: lower in the first steps.
-
-    Example:
-        >>> warmed(0.999, 0), warmed(0.999, 10**6)
-        (0.1, 0.999)
-    """
-    return min(decay, (1 + step) / (10 + step))

@@ -70,7 +70,7 @@ def test_every_model_is_exported_whole(name, exporter, images, tmp_path):
             assert delegation(path.read_bytes()) == Delegation(pieces=1, outside=()), "nothing falls out of XNNPACK"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["GMVAE", "SVAE", "VQVAE"])  # heads of other kinds than those above
 def test_integers_are_one_piece_too(name, images):
     model = Quantize()(MODELS[name]((1, 16, 16)), images[:64]).eval()
     for part in PARTS:
