@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_mvae.data import Split
@@ -23,7 +23,14 @@ class Picture(bytes):
         return bytes(self)
 
 
-def png(figure: Figure) -> Picture:
+def drawing(width: float, height: float) -> Any:
+    """An empty figure, inches wide and high."""
+    from matplotlib.figure import Figure  # slow to import
+
+    return Figure(figsize=(width, height))
+
+
+def png(figure: Any) -> Picture:
     """A figure as a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
@@ -38,7 +45,7 @@ def image_rows(rows: Mapping[str, Tensor]) -> Picture:
         b'\\x89PNG'
     """
     num_columns = max(len(images) for images in rows.values())
-    figure = Figure(figsize=(num_columns * 0.75 + 1, len(rows) * 0.8))
+    figure = drawing(num_columns * 0.75 + 1, len(rows) * 0.8)
     axes = figure.subplots(len(rows), num_columns, squeeze=False)
     for row, (label, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(row, images, strict=False):
@@ -75,7 +82,7 @@ def latent_scatter(model: VAE, split: Split, *, num_images: int = 2000) -> Pictu
     z = model.encode(split.images[:num_images].float() / 255)
     z = z - z.mean(0)
     plane = (z @ torch.linalg.svd(z, full_matrices=False).Vh[:2].T).numpy()
-    figure = Figure(figsize=(5, 4.2))
+    figure = drawing(5, 4.2)
     axis = figure.subplots()
     colours = {} if split.labels is None else {"c": split.labels[:num_images].numpy(), "cmap": "tab10"}
     points = axis.scatter(plane[:, 0], plane[:, -1], s=5, linewidths=0, **colours)
@@ -92,7 +99,7 @@ def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> Picture:
         >>> accuracy_bars(pd.DataFrame({"model": ["VAE"], "a": [50.0]}), {"a": "accuracy"})[:4]
         b'\\x89PNG'
     """
-    figure = Figure(figsize=(max(1.1 * len(table) + 2, 7), 3.8))
+    figure = drawing(max(1.1 * len(table) + 2, 7), 3.8)
     axis = figure.subplots()
     places, width = np.arange(len(table)), 0.8 / len(columns)
     for i, (column, label) in enumerate(columns.items()):
@@ -106,7 +113,7 @@ def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> Picture:
 
 def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = None) -> Picture:
     """Students of `miniaturize`, their held-out bound against a cost, each with its number in the table; see `pareto.html`."""
-    figure = Figure(figsize=(7, 4.2))
+    figure = drawing(7, 4.2)
     plane = figure.subplots()
     plane.scatter(table[axis], table["held_out"], s=18, color="tab:gray")
     best = table.sort_values(axis)
@@ -131,7 +138,7 @@ def series(
         >>> series({"nll": [1.0, 3.0]}, {"nll": {"at_most": 2.0}}, labels={"nll": "nats"})[:4]
         b'\\x89PNG'
     """
-    figure = Figure(figsize=(4 * len(columns), 3.0))
+    figure = drawing(4 * len(columns), 3.0)
     for axis, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(columns))), columns.items(), strict=True):
         low, high = (bounds.get(name, {}).get(end, other) for end, other in (("at_least", -math.inf), ("at_most", math.inf)))
         axis.plot(range(1, len(values) + 1), values, color="tab:blue", marker=".")
@@ -146,7 +153,7 @@ def series(
 
 def training_curves(histories: Mapping[str, pd.DataFrame]) -> Picture:
     """Loss, likelihood and KL per epoch, in nats, a panel for each history; what marks a change of stage is dotted."""
-    figure = Figure(figsize=(5 * len(histories), 3.2))
+    figure = drawing(5 * len(histories), 3.2)
     for axis, (name, history) in zip(np.atleast_1d(figure.subplots(1, len(histories))), histories.items(), strict=True):
         epochs = np.arange(1, len(history) + 1)
         for column in ("loss", "likelihood", "kl", "distill"):

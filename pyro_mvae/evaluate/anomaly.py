@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from pyro_mvae.data import shown
@@ -55,6 +54,8 @@ def anomaly_auc(model: VAE, normal: Tensor, anomalous: Tensor, *, binarization: 
         >>> anomaly_auc(VAE((1, 8, 8), 4), images, images).value
         0.5
     """
+    from sklearn.metrics import roc_auc_score  # slow to import
+
     scores = [anomaly_scores(model, images, binarization=binarization, seed=seed) for images in (normal, anomalous)]
     told = torch.cat([torch.zeros(len(normal)), torch.ones(len(anomalous))])
     area = float(roc_auc_score(told.numpy(), torch.cat(scores).double().cpu().numpy()))

@@ -6,11 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.linear_model import LogisticRegression
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from pyro_mvae.data import Split, shown
@@ -123,6 +118,8 @@ def matched(clusters: np.ndarray, labels: np.ndarray, *, num_clusters: int = 0) 
         >>> matched(np.array([0, 0, 0]), np.array([7, 7, 5]), num_clusters=2)
         {0: 7, 1: 5}
     """
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     classes, places = np.unique(labels, return_inverse=True)
     counts = np.zeros((max(int(clusters.max()) + 1, num_clusters), len(classes)), dtype=np.int64)
     np.add.at(counts, (clusters, places), 1)
@@ -147,6 +144,8 @@ def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0)
     if model.num_clusters is not None:
         found, protocol = assigned(model, test.images), "the model's own clusters"
     else:
+        from sklearn.mixture import GaussianMixture  # slow to import
+
         mixture = GaussianMixture(num_classes, covariance_type="full", reg_covar=1e-4, n_init=3, random_state=seed)
         mixture.fit(codes(model, train.images).double().cpu().numpy())
         found = mixture.predict(codes(model, test.images).double().cpu().numpy())
@@ -190,6 +189,8 @@ def knn_accuracy(
         raise ValueError(
             f"num_labels is {num_labels}, expected {most_labels(train)} at most: as many of the rarest class are there"
         )
+    from sklearn.neighbors import KNeighborsClassifier  # slow to import
+
     known, asked = (codes(model, split.images).cpu().numpy() for split in (train, test))
     values, neighbours = [], min(NEIGHBOURS, each)
     for repeat in range(repeats):
@@ -204,6 +205,9 @@ def knn_accuracy(
 
 def probe_accuracy(model: VAE, train: Split, test: Split) -> Measurement:
     """Accuracy on test images of a linear classifier of the codes, fitted to all training images, in %."""
+    from sklearn.linear_model import LogisticRegression  # slow to import
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(codes(model, train.images).cpu().numpy())
     known, asked = (scaler.transform(codes(model, split.images).cpu().numpy()) for split in (train, test))
     classifier = LogisticRegression(max_iter=300).fit(known, labels_of(train))

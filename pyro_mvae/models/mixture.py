@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from pyro_mvae.nets.channels import selected
@@ -77,6 +76,8 @@ def likeliest(codes: Tensor, num_clusters: int, *, seed: int = 0, restarts: int 
         >>> likeliest(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 2).loc.sort(0).values.round(decimals=2).flatten().tolist()
         [0.05..., 5.05...]
     """
+    from sklearn.mixture import GaussianMixture  # slow to import
+
     fitted = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed)
     fitted.fit(codes.double().cpu().numpy())
     weights, loc, variance = (torch.as_tensor(value) for value in (fitted.weights_, fitted.means_, fitted.covariances_))

@@ -8,8 +8,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 from pyro_mvae.models.moved import moved, upright
@@ -29,6 +27,9 @@ def neighbourhoods(images: Tensor, num_clusters: int, *, seed: int = 0) -> Tenso
 
     Source: McInnes, Healy and Melville, UMAP: Uniform Manifold Approximation and Projection for Dimension Reduction, 2018.
     """
+    from sklearn.mixture import GaussianMixture  # slow to import
+    from sklearn.neighbors import NearestNeighbors
+
     if len(images) < max(num_clusters, 3):
         raise ValueError(f"there are {len(images)} images, expected {max(num_clusters, 3)} or more for {num_clusters} clusters")
     pixels = torch.cat([upright(some.cpu().float() / 255) for some in images.split(1000)])

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from pyro_mvae.nets.fold import CONVOLUTIONS, fold_batch_norm
@@ -62,6 +61,8 @@ def clustered(weight: Tensor, *, bits: int) -> tuple[Tensor, Tensor]:
     if len(few) <= count:
         palette, indices = np.pad(few, (0, count - len(few)), mode="edge"), places
     else:
+        from sklearn.cluster import KMeans  # slow to import
+
         begun = np.quantile(values, (np.arange(count) + 0.5) / count)[:, None]
         found: Any = KMeans(count, init=begun, n_init=1).fit(values)  # pyright: ignore[reportArgumentType]
         palette, indices = found.cluster_centers_[:, 0], found.labels_
