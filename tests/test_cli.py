@@ -140,19 +140,6 @@ def test_a_budget_that_cannot_be_met_ends_with_3_and_keeps_what_was_trained(tmp_
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"teacher.safetensors", "student-distil.safetensors"}
 
 
-def test_miniaturize_finds_a_student_or_says_how_near_one_can_come(tmp_path):
-    pictures, vae, out = f"folder:{picture_folder(tmp_path / 'pictures')}", tmp_path / "vae.safetensors", tmp_path / "small"
-    run("train", vae, "--data", pictures, "--size", 8, "--epochs", 1, "--latent-dim", 4)
-    arguments = ["miniaturize", vae, "--data", pictures, "--minutes", 0.001, "--nll-samples", 1, "--latent-dim", 4]
-    line = mistake(*arguments, "--budget-kb", 3, "--out", tmp_path / "none", code=3)
-    assert re.search(r"budget can't be met: 3 KB \(nearest: \d+\.\d+ KB\)", line)
-    text = run(*arguments, "--budget-kb", 30, "--processes", 1, "--out", out).stdout
-    assert f"{out / 'student.safetensors'} is " in text
-    assert {"student.safetensors", "pareto.csv", "pareto.html", "candidates"} <= {path.name for path in out.iterdir()}
-    assert "budget_kb 30" not in mistake(*arguments, "--budget-kb", 31, "--out", out)
-    assert "budget is empty" in mistake(*arguments, "--out", tmp_path / "empty")
-
-
 def test_ctrl_c_leaves_a_build_that_resumes(tmp_path):
     pictures, out = picture_folder(tmp_path / "pictures", 300), tmp_path / "out"
     command = [sys.executable, "-m", "pyro_mvae", "build", "--data", f"folder:{pictures}", "--size", "16", "--out", str(out)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import sys
 from dataclasses import replace
 
@@ -25,6 +26,8 @@ from pyro_mvae.search.pareto import front
 from pyro_mvae.search.plans import SCALES, Plan, candidates, shapes
 from pyro_mvae.search.student import calibrated, estimated_bytes
 from tests.catalog import MODELS
+from tests.commands import run
+from tests.test_cli import picture_folder
 
 
 @pytest.fixture
@@ -193,6 +196,19 @@ def test_a_loss_that_cannot_be_kept_says_how_near_one_came(data, tmp_path, cheap
         miniaturize(teacher, data, budget=Budget(kb=4), out=tmp_path / "b", **arguments)
 
 
+def test_command(tmp_path, cheap):
+    pictures, vae, out = f"folder:{picture_folder(tmp_path / 'pictures')}", tmp_path / "vae.safetensors", tmp_path / "small"
+    run("train", vae, "--data", pictures, "--size", 8, "--epochs", 1, "--latent-dim", 4)
+    words = ["miniaturize", vae, "--data", pictures, "--minutes", 0.001, "--nll-samples", 1, "--latent-dim", 4]
+    line = run(*words, "--budget-kb", 3, "--out", tmp_path / "none", code=3).stderr
+    assert re.search(r"budget can't be met: 3 KB \(nearest: \d+\.\d+ KB\)", line)
+    text = run(*words, "--budget-kb", 30, "--processes", 1, "--out", out).stdout
+    assert f"{out / 'student.safetensors'} is " in text
+    assert {"student.safetensors", "pareto.csv", "pareto.html", "candidates"} <= {path.name for path in out.iterdir()}
+    assert "search with budget" in run(*words, "--budget-kb", 31, "--out", out, code=2).stderr
+    assert "budget is empty" in run(*words, "--out", tmp_path / "empty", code=2).stderr
+
+
 def test_students_do_not_see_what_they_are_chosen_by(data):
     rest, held = with_held_out(data, seed=0)
     assert len(rest.train) + len(held) == len(data.train)
@@ -203,6 +219,7 @@ def test_students_do_not_see_what_they_are_chosen_by(data):
 @pytest.mark.parametrize("name", ["GMVAE", "VQVAE", "SVAE", "VAEGAN"])  # what a student has besides nets differs in these
 def test_every_model_has_students(name, data, cheap, monkeypatch):
     monkeypatch.setattr(sys.modules["pyro_mvae.search.plans"], "SHARES", (1.0,))
+    monkeypatch.setattr(pace, "seconds_an_epoch", lambda *given: 1.0)  # a trace of each is what they take
     teacher = MODELS[name]((1, 16, 16)).eval()
     size = teacher.config["latent_dim"]
     found = miniaturize(teacher, data, budget=Budget(macs=400_000), minutes=0.001, nll_samples=1, latent_dims=(size,))
