@@ -175,5 +175,4 @@ class Program:
     kept: tuple[object, ...]
 
     def __call__(self, x: Tensor) -> list[Tensor]:
-        # the runtime gives views of its own memory, which the next call overwrites
-        return [torch.as_tensor(output).clone() for output in self.method.execute([x])]
+        return list(self.method.execute([x]))  # copies: the runtime's own memory is overwritten by the next call

@@ -17,7 +17,7 @@ from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.export import mil
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.delegation import Delegation, delegation
-from pyro_mvae.export.executorch import lower
+from pyro_mvae.export.executorch import load_executorch, lower
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.likelihoods import LIKELIHOODS
 from tests.catalog import EXPORTERS, MODELS
@@ -68,6 +68,17 @@ def test_every_model_is_exported_whole(name, exporter, images, tmp_path):
         assert result.psnr_db >= 40
         if exporter == "export_executorch":
             assert delegation(path.read_bytes()) == Delegation(pieces=1, outside=()), "nothing falls out of XNNPACK"
+
+
+def test_an_output_is_the_callers(tmp_path):
+    path = tmp_path / "decoder.pte"
+    export_executorch(VAE((1, 16, 16), 4), path)
+    _, run = load_executorch(path)
+    (first,) = run(torch.zeros(1, 4))
+    kept = first.clone()
+    (second,) = run(torch.ones(1, 4))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, kept), "the next call leaves it alone"
 
 
 @pytest.mark.parametrize("name", ["GMVAE", "SVAE", "VQVAE"])  # heads of other kinds than those above
