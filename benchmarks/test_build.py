@@ -14,6 +14,7 @@ import torch
 from benchmarks.interleave import interleaved, one_core
 from pyro_mvae import VAE, load_data, load_model
 from pyro_mvae.export.verify import inputs_for, load_artifact
+from pyro_mvae.latency.timing import ready
 
 BUDGET_KB, SMALLER, NATS = 64, 20, 2.0
 
@@ -50,13 +51,13 @@ def latency_figures(out: Path, teacher: VAE) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with one_core(), torch.inference_mode():
         x, z = (inputs_for(part, teacher, images)[:1] for part in ("encoder", "decoder"))
-        encode, decode = (load_artifact(out / f"{part}.pte").run for part in ("encoder", "decoder"))
+        encode, decode = (ready(load_artifact(out / f"{part}.pte").run, each) for part, each in (("encoder", x), ("decoder", z)))
         times = interleaved(
             {
                 "teacher encoder, eager": lambda: teacher.encoder(x / 255),
-                "student encoder.pte": lambda: encode(x),
+                "student encoder.pte": encode,
                 "teacher decoder, eager": lambda: teacher.decode(z) * 255,
-                "student decoder.pte": lambda: decode(z),
+                "student decoder.pte": decode,
             }
         )
     for part in ("encoder", "decoder"):

@@ -26,6 +26,7 @@ from pyro_mvae.evaluate.cost import num_macs, num_params
 from pyro_mvae.export.executorch import load_executorch, lower_parts
 from pyro_mvae.export.verify import inputs_for
 from pyro_mvae.inference.stage import fit_stage
+from pyro_mvae.latency.timing import ready
 from pyro_mvae.models import MVAE
 from pyro_mvae.nets.quantized import is_quantized
 from pyro_mvae.search.budget import KB
@@ -143,9 +144,8 @@ def files(model: VAE, folder: Path) -> dict[str, Path]:
 
 def calls(model: VAE, paths: Mapping[str, Path], images: Tensor) -> Callable[[], Any]:
     """Encode one image and decode a code, by the files."""
-    run = {part: load_executorch(path)[1] for part, path in paths.items()}
-    x, z = (inputs_for(part, model, images)[:1] for part in ("encoder", "decoder"))
-    return lambda: (run["encoder"](x), run["decoder"](z))
+    encode, decode = (ready(load_executorch(path)[1], inputs_for(part, model, images)[:1]) for part, path in paths.items())
+    return lambda: (encode(), decode())
 
 
 def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:

@@ -28,7 +28,7 @@ from pyro_mvae.inference.optimizers import make_optimizers
 from pyro_mvae.inference.penalties import Penalty
 from pyro_mvae.inference.run import Run
 from pyro_mvae.inference.tracing import own_noise
-from pyro_mvae.latency.timing import in_turns
+from pyro_mvae.latency.timing import in_turns, ready
 from pyro_mvae.models import VAE
 from pyro_mvae.report import environment
 
@@ -88,8 +88,7 @@ def costs_of(
 
 def one_image(part: str, path: Path, model: VAE, data: Data) -> Callable[[], object]:
     """A call of a file with one image, or its code."""
-    run, x = load_artifact(path).run, inputs_for(part, model, data.test.images)[:1]
-    return lambda: run(x)
+    return ready(load_artifact(path).run, inputs_for(part, model, data.test.images)[:1])
 
 
 def timed_epochs(model: VAE, images: Tensor, *, penalties: Sequence[Penalty], batch_size: int) -> Iterator[float]:

@@ -174,5 +174,10 @@ class Program:
     method: Any
     kept: tuple[object, ...]
 
+    def ready(self, x: Tensor) -> Callable[[], object]:
+        """A call of the runtime alone, its input set before: it is copied to where the program was planned to have it."""
+        self.method._method.set_inputs([x])
+        return self.method._method.execute
+
     def __call__(self, x: Tensor) -> list[Tensor]:
         return list(self.method.execute([x]))  # copies: the runtime's own memory is overwritten by the next call

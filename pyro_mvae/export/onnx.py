@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +98,23 @@ def load_onnx(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], list[Tens
     except Exception as error:  # onnxruntime's errors have no common base of their own
         raise ValueError(f"{path} is damaged or no ONNX model: {str(error).splitlines()[0]}") from error
     (source,) = session.get_inputs()
+    return tuple(source.shape), Session(session, source.name), dict(session.get_modelmeta().custom_metadata_map)
 
-    def run(x: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(output) for output in session.run(None, {source.name: x.numpy()})]
 
-    return tuple(source.shape), run, dict(session.get_modelmeta().custom_metadata_map)
+@dataclass(frozen=True, eq=False)
+class Session:
+    """An ONNX model as a function."""
+
+    session: Any
+    source: str
+
+    def ready(self, x: Tensor) -> Callable[[], object]:
+        """A call of the runtime alone, its input and its outputs bound before."""
+        binding = self.session.io_binding()
+        binding.bind_cpu_input(self.source, x.numpy())
+        for output in self.session.get_outputs():
+            binding.bind_output(output.name)
+        return functools.partial(self.session.run_with_iobinding, binding)
+
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(output) for output in self.session.run(None, {self.source: x.numpy()})]

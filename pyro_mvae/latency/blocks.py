@@ -28,8 +28,8 @@ STEP = 8
 """Blocks are measured for numbers of channels that are multiples of it, of twice it from 32 on, of four times from 64 on."""
 
 
-LOWERING = 2
-"""Of the way that blocks become files: figures of an earlier one are not used."""
+LOWERING = 3
+"""Of the way that blocks become files and are timed: figures of an earlier one are not used."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.export.executorch import loaded, lowered
-from pyro_mvae.latency.timing import microseconds, on_threads
+from pyro_mvae.latency.timing import microseconds, on_threads, ready
 from pyro_mvae.nets.quantized import as_integers, quantized
 
 GEMM_SIZE = 1024
@@ -79,7 +79,7 @@ def of_convolution(in_channels: int, out_channels: int, kernel: int, side: int, 
         net.train()(x)
         net = as_integers(net.eval())
     _, run = loaded(lowered(torch.export.export(net.eval(), (x,), strict=False)))
-    return in_channels * out_channels * kernel**2 * side**2 / least(lambda: run(x)) / 1e3
+    return in_channels * out_channels * kernel**2 * side**2 / least(ready(run, x)) / 1e3
 
 
 def least(run: Callable[[], object]) -> float:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_mvae.export.executorch import Program
+from pyro_mvae.export.onnx import Session
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -40,6 +43,16 @@ class Timing:
     noise: float
 
 
+def ready(run: Callable[[Tensor], object], x: Tensor) -> Callable[[], object]:
+    """A call of a function with an input; of a file, what its runtime does: an app has no Python to wait for.
+
+    Example:
+        >>> ready(torch.sigmoid, torch.zeros(1))()
+        tensor([0.5000])
+    """
+    return run.ready(x) if isinstance(run, Program | Session) else lambda: run(x)
+
+
 @contextmanager
 def on_threads(number: int) -> Iterator[None]:
     """PyTorch computes on so many threads."""
@@ -52,16 +65,17 @@ def on_threads(number: int) -> Iterator[None]:
 
 
 def latency(run: Callable[[Tensor], object], x: Tensor, *, runs: int = 300, warm_up: int = 30) -> Latency:
-    """Time a function on one thread of this machine. It is no phone's latency, and says little of one.
+    """Time a function on one thread of this machine, when `ready`. It is no phone's latency, and says little of one.
 
     Example:
         >>> latency(torch.sigmoid, torch.zeros(4), runs=10).p50_us > 0
         True
     """
     with on_threads(1):
+        call = ready(run, x)
         for _ in range(warm_up):
-            run(x)
-        times = [microseconds(lambda: run(x)) for _ in range(runs)]
+            call()
+        times = [microseconds(call) for _ in range(runs)]
     return Latency(round(statistics.median(times), 1), round(statistics.quantiles(times, n=10)[8], 1))
 
 

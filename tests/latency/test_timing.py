@@ -6,10 +6,12 @@ import time
 import pytest
 import torch
 
+from pyro_mvae import VAE, export_executorch, export_onnx
+from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.latency import peaks
 from pyro_mvae.latency.peaks import Peaks, measured_peaks
 from pyro_mvae.latency.phones import FLOOR_US, PHONES, estimates
-from pyro_mvae.latency.timing import in_turns, summary
+from pyro_mvae.latency.timing import in_turns, ready, summary
 
 
 def test_each_is_called_as_often_and_as_long_as_asked():
@@ -33,6 +35,23 @@ def test_candidates_take_turns():
     order = []
     in_turns({name: (lambda name=name: order.append(name)) for name in "ab"}, runs=3, seconds=1e-9, rounds=3, warm_up=0)
     assert [name for name, _ in itertools.groupby(order)] == list("ababab")
+
+
+@pytest.mark.parametrize("export", [export_executorch, export_onnx])
+def test_what_is_timed_is_what_is_computed(export, tmp_path):
+    path = tmp_path / ("decoder.pte" if export is export_executorch else "decoder.onnx")
+    export(VAE((1, 8, 8), 4), path)
+    run, z = load_artifact(path).run, torch.randn(1, 4)
+    expected = run(z)[0]
+    run(torch.zeros(1, 4))
+    call = ready(run, z)
+    for _ in range(2):
+        call()
+    if export is export_executorch:
+        (found,) = run.method._method.get_outputs()
+    else:
+        found = torch.from_numpy(call.args[0].copy_outputs_to_cpu()[0])
+    assert torch.equal(found, expected)
 
 
 def test_threads_are_as_before():
