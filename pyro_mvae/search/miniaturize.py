@@ -160,10 +160,14 @@ def searched(
     teachers = {size: taught(teacher, size, data, out) for size in latents}
     table = table or LatencyTable(LatencyTable.usual_path())
     plans = candidates(
-        teachers[latents[0]], search.budget, latent_dims=latents, weight_bits=search.weight_bits, latency=table.estimate
-    ) or [
-        Plan("mobile", (4,), 4, min(latents), min(search.weight_bits))
-    ]  # the least that a student can be: how near one can come
+        teachers[latents[0]],
+        search.budget,
+        latent_dims=latents,
+        weight_bits=search.weight_bits,
+        latency=table.estimate,
+        progress=progress,
+    )
+    plans = plans or [Plan("mobile", (4,), 4, min(latents), min(search.weight_bits))]  # the least: how near one can come
     epoch = paces(plans[:1], teachers, data, out, distill=search.distill)[plans[0]].seconds
     halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
     costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)

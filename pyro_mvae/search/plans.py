@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.kinds import usual_sizes
@@ -67,22 +68,26 @@ def beside_nets(model: VAE, *, like: VAE) -> dict[str, Tensor]:
 
 
 def candidates(
-    teacher: VAE, budget: Budget, *, latent_dims: Sequence[int], weight_bits: Sequence[int], latency: Callable[[VAE], float]
+    teacher: VAE,
+    budget: Budget,
+    *,
+    latent_dims: Sequence[int],
+    weight_bits: Sequence[int],
+    latency: Callable[[VAE], float],
+    progress: Track = untracked,
 ) -> list[Plan]:
     """Plans within the budget, by estimate, those as large as it allows first; none where it allows nothing.
 
     Args:
-        latency: an estimate in µs, asked for where the budget has such a bound.
+        latency: an estimate in µs, asked for where the budget has such a bound; it takes minutes on a machine that has none yet.
     """
     estimates: Estimates = {"macs": num_macs, "kb": lambda model: estimated_bytes(model) / KB, "latency_us": latency}
     found: list[Plan] = []
-    for share in SHARES:
-        for bits in weight_bits:
-            for latent_dim in latent_dims:
-                for shape in shapes(teacher):
-                    plan = largest(teacher, shape, latent_dim, bits, budget=budget, share=share, estimates=estimates)
-                    if plan is not None and plan not in found:
-                        found.append(plan)
+    cases = list(itertools.product(SHARES, weight_bits, latent_dims, shapes(teacher)))
+    for share, bits, latent_dim, shape in progress(cases, "Laying out students", len(cases)):
+        plan = largest(teacher, shape, latent_dim, bits, budget=budget, share=share, estimates=estimates)
+        if plan is not None and plan not in found:
+            found.append(plan)
     return found
 
 
