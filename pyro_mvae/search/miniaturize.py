@@ -31,7 +31,7 @@ from pyro_mvae.search.layout import known_costs, laid_out
 from pyro_mvae.search.pace import paces
 from pyro_mvae.search.pareto import front, write_pareto
 from pyro_mvae.search.plans import Plan, candidates
-from pyro_mvae.search.rounds import KEPT, RUNGS, Lesson, handed_over, schedule, trained
+from pyro_mvae.search.rounds import RUNGS, Lesson, handed_over, leaders_first, schedule, trained
 from pyro_mvae.search.teachers import check_latents, fitting_latents, taught
 from pyro_mvae.side_by_side import side_by_side
 
@@ -185,8 +185,7 @@ def searched(
             done = side_by_side(trained, jobs, processes=processes) if processes > 1 else (trained(*job) for job in jobs)
             for row in progress(done, f"Students, round {rung + 1} of {len(RUNGS)}", len(jobs)):
                 rows[row["name"]] = row
-            plans.sort(key=lambda plan: rows[plan.name]["held_out"])
-            plans = plans[: max(len(plans) // KEPT, 1)]
+            plans = leaders_first(sorted(plans, key=lambda plan: rows[plan.name]["held_out"]))
     frame = table_of({plan.name: cost for plan, cost in costs.items()}, list(rows.values()))
     frame = measured_on_test(frame, search, teacher, data, out, progress)
     return chosen(frame, search, out)

@@ -27,8 +27,9 @@ from pyro_mvae.search.pace import batch_size, lessons
 from pyro_mvae.search.plans import Plan
 
 RUNGS = (0.3, 0.3, 0.4)
-"""Shares of the time: for all students, for a third of them, and for a third of those, trained with rounding at last."""
-KEPT = 3
+"""Shares of the time: for all students, for a third of them, and for the best of those, trained with rounding at last."""
+KEPT, KINDS = 3, 2
+"""One of so many is in the second round, and two at least: the best of each kind, some learn fast and others get far."""
 DATA = "data.safetensors"
 FEW_SAMPLES, LR = 5, 4e-3
 LEAST_EPOCHS = 4
@@ -80,16 +81,20 @@ def rounds(students: int, seconds: float, *, epoch: float, processes: int = 1) -
         processes: how many students are trained at a time.
 
     Example:
-        >>> rounds(12, 200.0, epoch=1.0), rounds(12, 3.0, epoch=1.0)
-        ([(5.0, 12), (15.0, 4), (80.0, 1)], [(0.9, 1), (0.9, 1), (1.2, 1)])
+        >>> rounds(12, 200.0, epoch=1.0), rounds(12, 40.0, epoch=1.0), rounds(12, 3.0, epoch=1.0)
+        ([(5.0, 12), (15.0, 4), (80.0, 1)], [(4.0, 3), (6.0, 2), (16.0, 1)], [(0.9, 1), (0.9, 1), (1.2, 1)])
     """
-    made, left = [], students
-    for share in RUNGS:
-        left = max(min(left, processes * int(share * seconds / (LEAST_EPOCHS * epoch))), 1)
-        turns = math.ceil(left / processes)
-        made.append((round(share * seconds / turns, 3), left))
-        left = max(left // KEPT, 1)
-    return made
+    first = max(min(students, processes * int(RUNGS[0] * seconds / (LEAST_EPOCHS * epoch))), 1)
+    numbers = (first, max(first // KEPT, min(first, KINDS)), 1)
+    return [
+        (round(share * seconds / math.ceil(number / processes), 3), number) for share, number in zip(RUNGS, numbers, strict=True)
+    ]
+
+
+def leaders_first(ranked: Sequence[Plan]) -> list[Plan]:
+    """Plans, the best first, with the best of each kind of nets before all others."""
+    leaders = [plan for i, plan in enumerate(ranked) if plan.net not in {better.net for better in ranked[:i]}]
+    return [*leaders, *(plan for plan in ranked if plan not in leaders)]
 
 
 def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any]:

@@ -143,12 +143,16 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     assert table["distilled"].equals(table["net"] == "conv")
     ((first, number), (second, _), (third, _)) = json.loads((tmp_path / "small/schedule.json").read_text())
     assert number == len(table)
-    begun = {"mobile": int(first / 0.05), "conv": int(first / 0.18)}
-    assert [row["epochs"] for _, row in table.iterrows() if row["name"] != found.name] == [
-        begun[row["net"]] for _, row in table.iterrows() if row["name"] != found.name
-    ]
-    alone = {"mobile": 0.05, "conv": 0.18}[best["net"]]
-    assert best["epochs"] == sum(int(each / alone) for each in (first, second, third))
+    seconds_of = {"mobile": 0.05, "conv": 0.18}
+
+    def rounds_of(row):
+        """In how many rounds a student was."""
+        each = [int(seconds / seconds_of[row["net"]]) for seconds in (first, second, third)]
+        return [sum(each[: n + 1]) for n in range(3)].index(row["epochs"]) + 1
+
+    assert {row["net"] for _, row in table.iterrows() if rounds_of(row) > 1} == {"mobile", "conv"}
+    assert sorted(table.apply(rounds_of, axis=1)) == [1, 1, 2, 3]
+    assert rounds_of(best) == 3
     assert set(table["rounded"]) == {"in training", "after"}
     assert table["nll"].notna().equals(table["front"])
     assert found.model.passes == ("Quantize(weight_bits=8, ranges='moving')",)

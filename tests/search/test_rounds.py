@@ -1,13 +1,13 @@
 """How the minutes of a search are shared."""
 
-import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_mvae.search.rounds import KEPT, LEAST_EPOCHS, RUNGS, rounds, schedule
+from pyro_mvae.search.plans import Plan
+from pyro_mvae.search.rounds import KEPT, LEAST_EPOCHS, RUNGS, leaders_first, rounds, schedule
 
 
 @given(st.integers(1, 40), st.floats(0, 5000), st.floats(0.01, 10), st.integers(1, 8))
@@ -15,11 +15,18 @@ def test_rounds_use_the_time_and_no_more(students, seconds, epoch, processes):
     made = rounds(students, seconds, epoch=epoch, processes=processes)
     assert len(made) == len(RUNGS)
     assert made[0][1] <= students
-    for (_, before), (_, after) in itertools.pairwise(made):
-        assert 1 <= after <= max(before // KEPT, 1)
+    first, second, last = (number for _, number in made)
+    assert second == max(first // KEPT, min(first, 2))
+    assert last == 1
     assert sum(each * math.ceil(number / processes) for each, number in made) == pytest.approx(seconds, abs=0.1)
     if made[0][1] > processes:
         assert made[0][0] >= LEAST_EPOCHS * epoch - 1e-3
+
+
+def test_what_learns_fast_does_not_push_out_every_other_kind():
+    fast, faster, slow = (Plan(net, (8,), width, 4, 8) for net, width in (("conv", 8), ("conv", 16), ("mobile", 8)))
+    assert leaders_first([faster, fast, slow]) == [faster, slow, fast]
+    assert leaders_first([slow, faster, fast]) == [slow, faster, fast]
 
 
 def test_rounds_are_made_once(tmp_path):
