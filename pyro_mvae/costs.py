@@ -35,6 +35,7 @@ from pyro_mvae.report import environment
 COSTS = "costs.json"
 TIMED_IMAGES, ROUNDS, CALLS = 1280, 3, 320
 LR, LAYOUT = 1e-3, "channels_last"
+P50 = f"median of {CALLS} calls of each file's runtime with one image, all files taking turns on one thread; both files' together"
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def timed_epochs(model: VAE, images: Tensor, *, penalties: Sequence[Penalty], ba
 
 
 def known_costs(out: Path, models: Iterable[str]) -> dict[str, Cost] | None:
-    """The costs that were measured before, where they are whole, of all of the models and of this machine."""
+    """The costs that were measured before, where they are whole, of all of the models, of this machine, and in this way."""
     path = out / "results" / COSTS
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"figures": {}}
-    if not set(models) <= set(held["figures"]) or held["cpu"] != environment()["cpu"]:
+    if not set(models) <= set(held["figures"]) or held["cpu"] != environment()["cpu"] or held["protocol"]["p50"] != P50:
         return None
     costs = {name: Cost(**held["figures"][name]) for name in models}
     return None if any(cost.int8_kb is None for cost in costs.values()) else costs
@@ -124,7 +125,7 @@ def write_costs(out: Path, costs: Mapping[str, Cost], *, batch_size: int) -> Non
         "s/epoch": f"steps as traced, not compiled: median of {ROUNDS} rounds in which models take turns, {TIMED_IMAGES} images "
         f"in batches of {batch_size}, for as many as an epoch has; threads: {torch.get_num_threads()}",
         "int8 KB": "encoder.pte and decoder.pte, in units of 1000 bytes",
-        "p50": f"median of {CALLS} calls of each file with one image, all files taking turns on one thread; both files' together",
+        "p50": P50,
     }
     figures = {name: asdict(cost) for name, cost in costs.items()}
     content = {**environment(), "protocol": protocol, "figures": figures}

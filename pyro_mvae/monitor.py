@@ -129,12 +129,12 @@ def monitor(
     Returns: the reading, with the bounds that it crosses.
 
     Raises:
-        ValueError: without a baseline, for an unknown split, data of another shape, or files that were changed.
+        ValueError: without a baseline, for an unknown split, data of another shape, files that were changed, or damaged readings.
     """
     if split not in ("test", "all"):
         raise ValueError(f"split is {split!r}, expected test or all")
     folder = Path(folder)
-    about = baseline(folder)
+    about, before = baseline(folder), readings(folder)
     vae = deployed(folder, model=model)
     images = data.test.images if split == "test" else torch.cat([data.train.images, data.test.images])
     images = some(images, about["num_images"], seed=about["seed"])
@@ -155,9 +155,9 @@ def monitor(
         crossed=crossed(measured, about["bounds"]),
         **measured,
     )
-    series = [*readings(folder), reading]
-    write_text(folder / SERIES, "".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in series))
-    write_text(folder / PAGE_NAME, page(series, about["bounds"]))
+    with (folder / SERIES).open("a", encoding="utf-8") as series:
+        series.write(json.dumps(asdict(reading), ensure_ascii=False) + "\n")
+    write_text(folder / PAGE_NAME, page([*before, reading], about["bounds"]))
     return reading
 
 
@@ -248,6 +248,9 @@ def crossed(measured: Mapping[str, float], bounds: Mapping[str, Mapping[str, flo
         >>> crossed({"nll": 90.0, "drift_p": 0.0005}, {"nll": {"at_most": 95.0}, "drift_p": {"at_least": 0.001}})
         ('drift_p',)
     """
+    unknown = bounds.keys() - measured.keys()
+    if unknown:
+        raise ValueError(f"the manifest has bounds on {', '.join(sorted(unknown))}: expected them on {', '.join(measured)}")
     return tuple(
         name
         for name, bound in bounds.items()

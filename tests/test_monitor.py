@@ -150,4 +150,9 @@ def test_other_mistakes(folder, fitted, data):
         monitor(folder, colour)
     with pytest.raises(ValueError, match="another model"):
         monitor(folder, data, model=VAE((1, 16, 16), 4, **SIZES))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["monitoring"]["bounds"]["drift"] = {"at_most": 1.0}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="bounds on drift: expected them on nll, "):
+        monitor(folder, data)
     assert not (folder / "monitor.jsonl").exists()

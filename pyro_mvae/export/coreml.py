@@ -13,12 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from pyro_mvae._version import __version__
-from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.capture import MOST, Capture, capture
 from pyro_mvae.export.manifest import tensors_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, settle
-from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
+from pyro_mvae.export.verify import Verification, check_suffix, written, written_functions
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.blockwise import block_size
@@ -93,8 +92,11 @@ def export_coreml(
     if precision == "int8" and target == "iOS16" and is_quantized(model):
         raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
     how: dict[str, Any] = {"pictures": pictures, "batch_sizes": batch_sizes}
-    convert(model, path, part=part, precision=precision, target=target, about=about or {}, **how)
-    return verify_or_remove(path, model, images=images)
+
+    def write(temporary: Path) -> None:
+        convert(model, temporary, part=part, precision=precision, target=target, about=about or {}, **how)
+
+    return written(path, write, model, images=images)
 
 
 def check_batches(batch_sizes: Any, pictures: str) -> tuple[int, ...]:
@@ -155,13 +157,13 @@ def export_coreml_functions(
         joined.default_function_name = parts[0]
         metadata = utils.load_spec(str(Path(folder) / f"{parts[0]}.mlpackage")).description.metadata
         metadata.shortDescription = " ".join(DESCRIPTIONS[part] for part in parts)
-        with quiet(), mock.patch.dict(pipelines, usual), atomic(path) as temporary:
-            named = temporary.with_suffix(path.suffix)
-            utils.save_multifunction(joined, str(named))
-            settle(named, metadata=metadata)
-            if named != temporary:
-                named.rename(temporary)
-    return [verify_or_remove(path, model, images=images, function=part) for part in parts]
+
+        def write(temporary: Path) -> None:
+            with quiet(), mock.patch.dict(pipelines, usual):
+                utils.save_multifunction(joined, str(temporary))
+                settle(temporary, metadata=metadata)
+
+        return written_functions(path, write, model, images=images, functions=parts)
 
 
 def convert(
@@ -196,13 +198,8 @@ def convert(
         if precision == "int4":
             package = with_blocks(package)
         label(package, model, graph, about, pictures=pictures)
-        with atomic(path) as temporary:
-            # coremltools insists on the suffix
-            named = temporary.with_suffix(path.suffix)
-            package.save(str(named))
-            settle(named)
-            if named != temporary:
-                named.rename(temporary)
+        package.save(str(path))
+        settle(path)
 
 
 def shape_of(graph: Capture, batch_sizes: tuple[int, ...]) -> Any:

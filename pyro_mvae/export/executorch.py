@@ -16,12 +16,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, no_native_messages, quiet
 from pyro_mvae.export.capture import PARTS, capture
 from pyro_mvae.export.delegated import core_ml
 from pyro_mvae.export.interleave import interleaved
-from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
+from pyro_mvae.export.verify import Verification, check_suffix, written
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized
 
@@ -43,7 +42,7 @@ def export_executorch(
     A program for Core ML is evaluated as a package is.
 
     Args:
-        path: ends in `.pte`; written atomically, and taken away again if it fails the comparison.
+        path: ends in `.pte`; nothing is written, and what stands there stays, if it fails the comparison.
         precision: "float32" (for Core ML "float16"), or "int8" for a quantised model; what the model is, when None.
         backend: what runs it: "xnnpack", or "coreml", on iOS 16 and later, for int8 iOS 18.
         images: what to compare on, uint8, (n, C, H, W); noise when None.
@@ -57,9 +56,7 @@ def export_executorch(
         raise ValueError(f"backend is {backend!r}, expected one of: {', '.join(FLOATS)}")
     precision = precision_of(model, precision, floats=FLOATS[backend])
     content = lower(model, part=part, precision=precision, backend=backend)
-    with atomic(path) as temporary:
-        temporary.write_bytes(content)
-    return verify_or_remove(path, model, precision=precision, images=images)
+    return written(path, lambda temporary: temporary.write_bytes(content), model, precision=precision, images=images)
 
 
 def precision_of(model: VAE, precision: str | None, *, floats: str = "float32") -> str:
@@ -97,8 +94,8 @@ def read_late(graph: torch.fx.Graph) -> None:
     with the floats of one head before the other head it sees a cycle, and leaves a second piece.
     """
     place = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if node.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+    for node in list(graph.nodes):
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default and node.users:
             min(node.users, key=place.__getitem__).prepend(node)
 
 
@@ -175,9 +172,13 @@ class Program:
     kept: tuple[object, ...]
 
     def ready(self, x: Tensor) -> Callable[[], object]:
-        """A call of the runtime alone, its input set before: it is copied to where the program was planned to have it."""
-        self.method._method.set_inputs([x])
-        return self.method._method.execute
+        """A call of the runtime alone, its input set before; the whole call where the input's memory is used again."""
+        method, expected = self.method._method, self(x)
+        method.set_inputs([x])
+        for _ in range(2):
+            method.execute()
+        whole = all(torch.equal(*each) for each in zip(method.get_outputs(), expected, strict=True))
+        return method.execute if whole else functools.partial(self, x)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         return list(self.method.execute([x]))  # copies: the runtime's own memory is overwritten by the next call

@@ -72,10 +72,10 @@ def write_manifest(
     held = describe(folder) if (folder / NAME).is_file() else None
     if held and held["model"]["sha256"] != known:
         held = None
-    entries = {(entry["path"], entry["part"]): entry for entry in held["files"]} if held else {}
-    for verification, latency in files:
-        entry = entry_of(folder, model, verification) | {"latency": latency}
-        entries[entry["path"], entry["part"]] = entry
+    new = [entry_of(folder, model, verification) | {"latency": latency} for verification, latency in files]
+    made = {str(entry["path"]) for entry in new}
+    others = [entry for entry in held["files"] if entry["path"] not in made] if held else []
+    entries = {(entry["path"], entry["part"]): entry for entry in [*others, *new]}
     about = {"class": type(model).__name__, "config": model.config, "passes": list(model.passes), "sha256": known}
     content = {"schema": SCHEMA, "model": about, "files": [entries[key] for key in sorted(entries)], "versions": versions}
     if held and "monitoring" in held:

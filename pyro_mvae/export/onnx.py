@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_mvae.atomic import atomic
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.executorch import precision_of
-from pyro_mvae.export.verify import Verification, check_suffix, verify_or_remove
+from pyro_mvae.export.verify import Verification, check_suffix, written
 from pyro_mvae.models import VAE
 
 OPSET = 18
@@ -55,9 +54,7 @@ def export_onnx(
         proto = unsigned(stripped(exported.model_proto))
         onnx.helper.set_model_props(proto, {"precision": precision, "passes": "; ".join(model.passes)})
         onnx.checker.check_model(proto)
-        with atomic(path) as temporary:
-            temporary.write_bytes(proto.SerializeToString())
-    return verify_or_remove(path, model, images=images)
+    return written(path, lambda temporary: temporary.write_bytes(proto.SerializeToString()), model, images=images)
 
 
 def stripped(proto: Any) -> Any:

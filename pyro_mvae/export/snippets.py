@@ -22,7 +22,7 @@ let configuration = MLModelConfiguration()
     let model = try MLModel(contentsOf: package, configuration: configuration)""")
 SWIFT_PIXELS = Template("""\
 /// A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width).
-func pixels(of picture: UIImage) throws -> MLMultiArray {
+private func pixels(of picture: UIImage) throws -> MLMultiArray {
     let (channels, height, width, bytesPerPixel) = ($channels, $height, $width, $stride)
     var bytes = [UInt8](repeating: 0, count: height * width * bytesPerPixel)
     bytes.withUnsafeMutableBytes { buffer in
@@ -42,7 +42,7 @@ func pixels(of picture: UIImage) throws -> MLMultiArray {
 """)
 SWIFT_CODE = Template("""\
 /// A code: the `loc` of an encoder, or noise.
-func code(of values: [Float]) throws -> MLMultiArray {
+private func code(of values: [Float]) throws -> MLMultiArray {
     let array = try MLMultiArray(shape: [1, $latents], dataType: .float32)
     for (place, value) in values.enumerated() { array[place] = NSNumber(value: value) }
     return array
@@ -77,13 +77,13 @@ try MLFeatureValue(
         cgImage: given.cgImage!, pixelsWide: $width, pixelsHigh: $height, pixelFormatType: $format, options: nil)""")
 SWIFT_SHOWN = Template("""
 /// The picture that came out.
-func picture(in output: MLFeatureProvider) -> UIImage {
+private func picture(in output: MLFeatureProvider) -> UIImage {
     UIImage(ciImage: CIImage(cvPixelBuffer: output.featureValue(for: "$output")!.imageBufferValue!))
 }
 """)
 KOTLIN_PIXELS = Template("""
 /** A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width). */
-fun pixels(picture: Bitmap): FloatArray {
+private fun pixels(picture: Bitmap): FloatArray {
     val small = Bitmap.createScaledBitmap(picture, $width, $height, true)
     val colours = IntArray($width * $height)
     small.getPixels(colours, 0, $width, 0, 0, $width, $height)
@@ -125,7 +125,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
     lines += [f"| `{each['path']}` | {each['part']} | {each['precision']} | {each['bytes']:,} |" for each in manifest["files"]]
     lines += [
         "",
-        "`manifest.json` says what goes into each and what comes out. A code is drawn as loc + scale · noise by the app.",
+        "`manifest.json` says what goes into each and what comes out; the meaning of a decoder's `z` is how the app draws it.",
         "",
     ]
     for format, language in LANGUAGES.items():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pyro_mvae.atomic import remove
+from pyro_mvae.atomic import atomic
 from pyro_mvae.export.capture import PREDICTIVE, Capture, capture
 from pyro_mvae.export.delegated import delegated
 from pyro_mvae.export.mil import MilProgram
@@ -219,15 +220,34 @@ def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: S
     return worst, lowest
 
 
-def verify_or_remove(
-    path: Path, model: VAE, *, precision: str | None = None, images: Tensor | None = None, function: str | None = None
+def written(
+    path: Path, write: Callable[[Path], object], model: VAE, *, precision: str | None = None, images: Tensor | None = None
 ) -> Verification:
-    """`verify`, leaving no file behind that fails."""
-    try:
-        return verify(path, model, precision=precision, images=images, function=function)
-    except ValueError:
-        remove(path)
-        raise
+    """Write a file, run it and compare it with PyTorch; what stood at `path` stays where it fails."""
+    with checked(path) as temporary:
+        write(temporary)
+        found = verify(temporary, model, precision=precision, images=images)
+    return replace(found, path=str(path))
+
+
+def written_functions(
+    path: Path, write: Callable[[Path], object], model: VAE, *, functions: Sequence[str], images: Tensor | None = None
+) -> list[Verification]:
+    """`written`, of a package with several functions."""
+    with checked(path) as temporary:
+        write(temporary)
+        found = [verify(temporary, model, images=images, function=function) for function in functions]
+    return [replace(each, path=str(path)) for each in found]
+
+
+@contextmanager
+def checked(path: Path) -> Iterator[Path]:
+    """`atomic`, where mistakes are told of the path itself."""
+    with atomic(path) as temporary:
+        try:
+            yield temporary
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(temporary), str(path))) from error
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from pyro_mvae.latency.timing import Timing, in_turns, ready
 from pyro_mvae.models import VAE
 from pyro_mvae.report import environment
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "benchmark.json"
 PROTOCOL = {
     "machine": "a proxy: this machine's processor, one thread, one image at a time; no phone's latency",

@@ -239,12 +239,15 @@ def test_int8_weights_alone_for_core_ml(net, images, tmp_path):
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_a_file_over_tolerance_is_named_and_not_left(exporter, fitted, images, tmp_path, monkeypatch):
+def test_a_file_over_tolerance_is_named_and_what_was_there_stays(exporter, fitted, images, tmp_path, monkeypatch):
     export, suffix, settings = EXPORTERS[exporter]
     monkeypatch.setattr(sys.modules["pyro_mvae.export.verify"], "TOLERANCES", {"float32": -1.0, "float16": -1.0, "int8": -1.0})
-    with pytest.raises(ValueError, match=rf"decoder{suffix}: output 'image' differs from PyTorch by .*allows -1"):
-        export(fitted[False], tmp_path / f"decoder{suffix}", images=images, **settings)
-    assert list(tmp_path.iterdir()) == []
+    path = tmp_path / f"decoder{suffix}"
+    path.write_text("one that passed")
+    with pytest.raises(ValueError, match=rf"^{path}: output 'image' differs from PyTorch by .*allows -1"):
+        export(fitted[False], path, images=images, **settings)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "one that passed"
 
 
 def test_verify_notices_another_models_weights(fitted, images, tmp_path):

@@ -51,6 +51,13 @@ def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
     assert manifest["model"]["passes"] == (["Quantize(weight_bits=8, ranges='moving')"] if name == "int8" else [])
 
 
+def test_a_path_that_is_another_part_now_is_one_file(checkpoints, tmp_path):
+    for part in ("decoder", "encoder"):
+        run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / "x.onnx", "--part", part, "--overwrite")
+    (entry,) = describe(tmp_path)["files"]
+    assert (entry["part"], entry["sha256"]) == ("encoder", digest_of(tmp_path / "x.onnx"))
+
+
 def test_another_model_is_not_mixed_in(checkpoints, tmp_path):
     run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx")
     before = (tmp_path / "manifest.json").read_bytes()
