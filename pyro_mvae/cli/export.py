@@ -14,7 +14,7 @@ from pyro_mvae.cli.terminal import Verb
 from pyro_mvae.export.capture import EVERY_PART
 from pyro_mvae.export.coreml import PICTURES, TARGETS
 from pyro_mvae.export.executorch import FLOATS
-from pyro_mvae.export.manifest import check_manifest, write_manifest
+from pyro_mvae.export.manifest import check_manifest, precision_noted, write_manifest
 from pyro_mvae.export.mil import functions_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS
 from pyro_mvae.export.snippets import write_readme
@@ -153,7 +153,8 @@ def verify(*, artifact: str, checkpoint: str | None, data: str | None) -> None:
     model = pyro_mvae.load_model(checkpoint)
     images = pyro_mvae.load_data(data, size=model.image_shape[1]).test.images if data else None
     for name in names if len(names) > 1 else (None,):
-        show(pyro_mvae.verify(artifact, model, images=images, function=name))
+        precision = precision_noted(artifact)
+        show(pyro_mvae.verify(artifact, model, precision=precision, images=images, function=name))
 
 
 def show(result: pyro_mvae.Verification) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.export.capture import PARTS
-from pyro_mvae.export.manifest import describe, digest_of, in_format
+from pyro_mvae.export.manifest import describe, digest_of, one_a_part
 from pyro_mvae.export.verify import Artifact, load_artifact
 from pyro_mvae.inference.checkpoint import digest, load_model
 from pyro_mvae.models import VAE
@@ -75,7 +75,7 @@ def deployed(folder: str | os.PathLike[str], *, model: VAE | None = None) -> VAE
 def artifacts(folder: Path, manifest: dict[str, Any]) -> dict[str, Artifact]:
     """Both parts, in the first format that has them; ValueError where one is not what the manifest says."""
     for format in FORMATS:
-        entries = {entry["part"]: entry for entry in in_format(manifest["files"], format)}
+        entries = {entry["part"]: entry for entry in one_a_part(manifest["files"], format)}
         if set(PARTS) <= set(entries):
             for part in PARTS:
                 check_file(folder, entries[part])

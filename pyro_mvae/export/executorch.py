@@ -65,7 +65,9 @@ def precision_of(model: VAE, precision: str | None, *, floats: str = "float32") 
     if precision not in (floats, "int8"):
         raise ValueError(f"precision is {precision!r}, expected {floats} or int8")
     if precision == "int8" and not is_quantized(model):
-        raise ValueError("int8 needs the ranges of the activations, and this model has none: quantise it and fit it first")
+        raise ValueError(
+            "int8 needs the ranges of the activations, and this model has none: quantise it and fit it first, or miniaturize it"
+        )
     return precision
 
 

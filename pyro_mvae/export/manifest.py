@@ -130,6 +130,20 @@ def in_format(files: Iterable[Mapping[str, Any]], format: str) -> list[Mapping[s
     return [entry for entry in files if entry["format"] == format and (format == "coreml" or not for_apple(entry))]
 
 
+def one_a_part(files: Iterable[Mapping[str, Any]], format: str) -> list[Mapping[str, Any]]:
+    """The first file of each part in a format: what a page shows and a monitor watches."""
+    return list({each["part"]: each for each in reversed(in_format(files, format))}.values())[::-1]
+
+
+def precision_noted(path: str | os.PathLike[str]) -> str | None:
+    """The precision that the manifest beside a file has for it, if it has; not every file says itself what it is of."""
+    path = Path(path)
+    if not path.is_file() or not (path.parent / NAME).is_file():
+        return None
+    noted = {entry["path"]: entry for entry in describe(path.parent)["files"]}.get(path.name)
+    return noted["precision"] if noted and noted["sha256"] == digest_of(path) else None
+
+
 def part_macs(model: VAE, part: str) -> int:
     """Multiply-adds of a part's net; of both, for what goes from an image through both.
 

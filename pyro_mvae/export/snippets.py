@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.export.manifest import describe, in_format
+from pyro_mvae.export.manifest import describe, one_a_part
 
 NAME = "README.md"
 MARK = "<!-- written by pyro-mvae from manifest.json -->"
@@ -141,11 +141,6 @@ def readme(manifest: Mapping[str, Any]) -> str:
                 "",
             ]
     return "\n".join(lines)
-
-
-def one_a_part(files: list[Mapping[str, Any]], format: str) -> list[Mapping[str, Any]]:
-    """The first file of each part in a format."""
-    return list({each["part"]: each for each in reversed(in_format(files, format))}.values())[::-1]
 
 
 def swift(entry: Mapping[str, Any]) -> str:

@@ -58,6 +58,13 @@ def test_a_path_that_is_another_part_now_is_one_file(checkpoints, tmp_path):
     assert (entry["part"], entry["sha256"]) == ("encoder", digest_of(tmp_path / "x.onnx"))
 
 
+def test_a_program_of_floats_is_verified_as_such(checkpoints, tmp_path):
+    """An ExecuTorch program does not say its precision, and its model is of integers: its manifest does."""
+    words = [checkpoints / "int8.safetensors", tmp_path / "decoder.pte", "--precision", "float32"]
+    run("export-executorch", *words)
+    assert ", float32, " in run("verify", tmp_path / "decoder.pte", "--against", words[0]).output
+
+
 def test_another_model_is_not_mixed_in(checkpoints, tmp_path):
     run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx")
     before = (tmp_path / "manifest.json").read_bytes()
