@@ -51,7 +51,7 @@ class Reading:
         nll: −log p(x) in nats, the mean over images; importance samples as when the baseline was set.
         reconstruction_error: squared error a pixel of pictures of mean codes, in [0, 1]², the mean over images.
         drift, drift_p: MMD² between mean codes and those of training images, and its p-value, see `drift`.
-        p90_us: µs to encode one image and to decode its code, one thread.
+        p90_us: µs to encode one image and to decode its code, one thread; None where Core ML runs the files, which is not here.
         crossed: bounds that do not hold.
     """
 
@@ -62,7 +62,7 @@ class Reading:
     reconstruction_error: float
     drift: float
     drift_p: float
-    p90_us: float
+    p90_us: float | None
     crossed: tuple[str, ...] = ()
 
 
@@ -104,8 +104,10 @@ def set_baseline(
         "nll": {"at_most": round(allowed(nll), 3)},
         "reconstruction_error": {"at_most": round(allowed(error), 6)},
         "drift_p": {"at_least": SHARE_OF_TESTS},
-        "p90_us": {"at_most": round(TIMES_AS_SLOW * p90_us(folder, vae), 1)},
     }
+    slow = p90_us(folder, vae)
+    if slow is not None:
+        bounds["p90_us"] = {"at_most": round(TIMES_AS_SLOW * slow, 1)}
     about = {"data": data.name, **how, "codes": {"path": CODES, "sha256": digest_of(folder / CODES)}, "bounds": bounds}
     write_monitoring(folder, about)
     return bounds
@@ -233,15 +235,17 @@ def allowed(values: Tensor) -> float:
     return float(values.mean() + STANDARD_ERRORS * values.std() * math.sqrt(2 / len(values)))
 
 
-def p90_us(folder: Path, vae: VAE) -> float:
-    """Microseconds to encode one image and to decode a code, by the files."""
+def p90_us(folder: Path, vae: VAE) -> float | None:
+    """Microseconds to encode one image and to decode a code, by the files; None where they are not run but evaluated here."""
     shapes = {"encoder": (1, *vae.image_shape), "decoder": (1, vae.latent_dim)}
     parts = artifacts(folder, describe(folder))
+    if any(artifact.format == "coreml" for artifact in parts.values()):
+        return None
     each = [latency(artifact.run, torch.zeros(shapes[part])).p90_us for part, artifact in parts.items()]
     return round(sum(each), 1)
 
 
-def crossed(measured: Mapping[str, float], bounds: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
+def crossed(measured: Mapping[str, float | None], bounds: Mapping[str, Mapping[str, float]]) -> tuple[str, ...]:
     """The names of what is beyond its bound; a figure that is no number is.
 
     Example:
@@ -254,13 +258,17 @@ def crossed(measured: Mapping[str, float], bounds: Mapping[str, Mapping[str, flo
     return tuple(
         name
         for name, bound in bounds.items()
-        if not bound.get("at_least", -math.inf) <= measured[name] <= bound.get("at_most", math.inf)
+        if not bound.get("at_least", -math.inf) <= number(measured[name]) <= bound.get("at_most", math.inf)
     )
+
+
+def number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def page(series: list[Reading], bounds: Mapping[str, Mapping[str, float]]) -> str:
     """A page that needs no other file: each figure over time, with its bound, and all readings."""
-    columns = {name: [getattr(reading, name) for reading in series] for name in NAMES}
+    columns = {name: [number(getattr(reading, name)) for reading in series] for name in NAMES}
     header, rows = as_text(series)
     return PAGE.format(
         title="pyro-mvae: a deployed folder over time",
@@ -283,7 +291,7 @@ def as_text(series: list[Reading]) -> tuple[list[str], list[list[str]]]:
             f"{each.reconstruction_error:.5f}",
             f"{each.drift:.5f}",
             f"{each.drift_p:.4f}",
-            f"{each.p90_us:,.1f}",
+            "–" if each.p90_us is None else f"{each.p90_us:,.1f}",
             ", ".join(each.crossed),
         ]
         for each in series
@@ -296,6 +304,7 @@ def beside_bounds(reading: Reading, bounds: Mapping[str, Mapping[str, float]]) -
 
     def row(name: str, label: str) -> list[str]:
         bound = ", ".join(f"{end.replace('_', ' ')} {value:,.5g}" for end, value in bounds.get(name, {}).items())
-        return [label, f"{getattr(reading, name):,.5g}", bound, "crossed" if name in reading.crossed else ""]
+        value = getattr(reading, name)
+        return [label, "–" if value is None else f"{value:,.5g}", bound, "crossed" if name in reading.crossed else ""]
 
     return ["", "now", "bound", ""], [row(*each) for each in NAMES.items()]

@@ -8,7 +8,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pyro_mvae import VAE, Data, Quantize, Split, export_executorch, export_onnx, load_model, monitor, save_model, set_baseline
+from pyro_mvae import (
+    VAE,
+    Data,
+    Quantize,
+    Split,
+    export_coreml,
+    export_executorch,
+    export_onnx,
+    load_model,
+    monitor,
+    save_model,
+    set_baseline,
+)
 from pyro_mvae.cli import main
 from pyro_mvae.evaluate import negative_log_likelihood
 from pyro_mvae.export.deployed import deployed
@@ -59,6 +71,13 @@ def test_files_are_as_good_as_their_model(fitted, images, tmp_path, export, suff
     how = {"num_samples": 3, "binarization": "dynamic"}
     ours, theirs = (negative_log_likelihood(model, images[:40], **how).nats for model in (fitted, files))
     assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+def test_packages_have_no_latency_here(fitted, data, tmp_path):
+    folder = put(tmp_path / "folder", fitted, export=export_coreml, suffix="mlpackage")
+    assert "p90_us" not in set_baseline(folder, data, num_images=8, num_samples=2)
+    assert monitor(folder, data).p90_us is None
+    assert readings(folder)[0].p90_us is None
 
 
 def test_of_integers(fitted, images, tmp_path):
