@@ -17,7 +17,7 @@ from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.capture import MOST, Capture, capture
 from pyro_mvae.export.manifest import tensors_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, settle
-from pyro_mvae.export.verify import Verification, check_suffix, written, written_functions
+from pyro_mvae.export.verify import Verification, check_suffix, written
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.blockwise import block_size
@@ -96,7 +96,7 @@ def export_coreml(
     def write(temporary: Path) -> None:
         convert(model, temporary, part=part, precision=precision, target=target, about=about or {}, **how)
 
-    return written(path, write, model, images=images)
+    return written(path, write, model, images=images)[0]
 
 
 def check_batches(batch_sizes: Any, pictures: str) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ def export_coreml_functions(
                 utils.save_multifunction(joined, str(temporary))
                 settle(temporary, metadata=metadata)
 
-        return written_functions(path, write, model, images=images, functions=parts)
+        return written(path, write, model, images=images, functions=parts)
 
 
 def convert(

@@ -56,7 +56,7 @@ def export_executorch(
         raise ValueError(f"backend is {backend!r}, expected one of: {', '.join(FLOATS)}")
     precision = precision_of(model, precision, floats=FLOATS[backend])
     content = lower(model, part=part, precision=precision, backend=backend)
-    return written(path, lambda temporary: temporary.write_bytes(content), model, precision=precision, images=images)
+    return written(path, lambda temporary: temporary.write_bytes(content), model, precision=precision, images=images)[0]
 
 
 def precision_of(model: VAE, precision: str | None, *, floats: str = "float32") -> str:

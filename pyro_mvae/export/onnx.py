@@ -54,7 +54,7 @@ def export_onnx(
         proto = unsigned(stripped(exported.model_proto))
         onnx.helper.set_model_props(proto, {"precision": precision, "passes": "; ".join(model.passes)})
         onnx.checker.check_model(proto)
-    return written(path, lambda temporary: temporary.write_bytes(proto.SerializeToString()), model, images=images)
+    return written(path, lambda temporary: temporary.write_bytes(proto.SerializeToString()), model, images=images)[0]
 
 
 def stripped(proto: Any) -> Any:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -221,33 +220,22 @@ def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: S
 
 
 def written(
-    path: Path, write: Callable[[Path], object], model: VAE, *, precision: str | None = None, images: Tensor | None = None
-) -> Verification:
-    """Write a file, run it and compare it with PyTorch; what stood at `path` stays where it fails."""
-    with checked(path) as temporary:
-        write(temporary)
-        found = verify(temporary, model, precision=precision, images=images)
-    return replace(found, path=str(path))
-
-
-def written_functions(
-    path: Path, write: Callable[[Path], object], model: VAE, *, functions: Sequence[str], images: Tensor | None = None
+    path: Path,
+    write: Callable[[Path], object],
+    model: VAE,
+    *,
+    precision: str | None = None,
+    images: Tensor | None = None,
+    functions: Sequence[str | None] = (None,),
 ) -> list[Verification]:
-    """`written`, of a package with several functions."""
-    with checked(path) as temporary:
-        write(temporary)
-        found = [verify(temporary, model, images=images, function=function) for function in functions]
-    return [replace(each, path=str(path)) for each in found]
-
-
-@contextmanager
-def checked(path: Path) -> Iterator[Path]:
-    """`atomic`, where mistakes are told of the path itself."""
+    """Write a file, run each of its functions and compare it with PyTorch; what stood at `path` stays where one fails."""
     with atomic(path) as temporary:
+        write(temporary)
         try:
-            yield temporary
+            found = [verify(temporary, model, precision=precision, images=images, function=each) for each in functions]
         except ValueError as error:
             raise ValueError(str(error).replace(str(temporary), str(path))) from error
+    return [replace(each, path=str(path)) for each in found]
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def conv(x, w, *, pads=((0, 0), (0, 0)), strides=(1, 1), dilations=(1, 1), group
 
 def conv_transpose(x, w, *, start=(0, 0), size=None, strides=(1, 1), dilations=(1, 1), groups=1):
     """Every input pixel stamps the kernel; the window of `size` from `start` is kept, zero outside the stamps."""
-    ends = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(x.shape[2:], strides, w.shape[2:], dilations)]  # noqa: B905
+    ends = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(x.shape[2:], strides, w.shape[2:], dilations, strict=True)]
     size = ends if size is None else size
     out = np.zeros((len(x), w.shape[1] * groups, ends[0] + 9, ends[1] + 9))
     per_group = x.shape[1] // groups

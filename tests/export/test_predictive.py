@@ -60,7 +60,7 @@ def test_a_precision_in_closed_form():
     torch.testing.assert_close(sd.square(), expected.view(1, 1, 1, 1).expand_as(sd))
 
 
-@pytest.mark.parametrize(("likelihood", "theta"), [("gaussian", "gamma"), ("bernoulli", "weights"), ("logistic", "weights")])
+@pytest.mark.parametrize(("likelihood", "theta"), CASES)
 def test_files_say_it_too(likelihood, theta, images, tmp_path):
     model = made(likelihood, theta)
     for export, name, precision in (
