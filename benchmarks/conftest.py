@@ -15,7 +15,7 @@ import pytest
 from rich import print_json
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.report import environment
+from pyro_mvae.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,7 +17,6 @@ from benchmarks.interleave import one_core
 from pyro_mvae import VAE, benchmark, export_executorch, load_model
 from pyro_mvae.export.manifest import write_manifest
 from pyro_mvae.latency import checkpoints
-from pyro_mvae.report import environment
 
 TIMES, SHARE, LARGE = 10, 0.4, 10**6
 
@@ -37,7 +36,7 @@ def test_latency_mnist(student, search, record, tmp_path):
         pytest.skip("run -k 'compress_within or compress_ablation' before, with --mnist")
     models = {name: load_model(path).eval() for name, path in paths.items()}
     files = [export_executorch(models["student"], tmp_path / f"{part}.pte", part=part) for part in ("encoder", "decoder")]
-    write_manifest(tmp_path, models["student"], [(file, None) for file in files], versions=environment())
+    write_manifest(tmp_path, models["student"], files)
     held_against_teacher(tmp_path, models, record, f"latency-mnist-{student}")
 
 

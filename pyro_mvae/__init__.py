@@ -1,6 +1,7 @@
 """Variational autoencoders from a Pyro model/guide pair to a phone."""
 
 from pyro_mvae._version import __version__
+from pyro_mvae.apply import apply
 from pyro_mvae.build import build
 from pyro_mvae.compare import compare
 from pyro_mvae.compress import PruneChannels, Quantize
@@ -60,6 +61,7 @@ __all__ = [
     "VaDE",
     "Verification",
     "__version__",
+    "apply",
     "benchmark",
     "build",
     "compare",

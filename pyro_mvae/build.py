@@ -16,6 +16,7 @@ from pyro_mvae._version import __version__
 from pyro_mvae.atomic import remove, write_text
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.environment import environment
 from pyro_mvae.evaluate.cost import num_macs, num_params
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
 from pyro_mvae.export import export_coreml, export_executorch, export_onnx
@@ -24,14 +25,14 @@ from pyro_mvae.export.manifest import NAME as MANIFEST
 from pyro_mvae.export.manifest import write_manifest
 from pyro_mvae.export.snippets import NAME as README
 from pyro_mvae.export.snippets import write_readme
-from pyro_mvae.export.verify import Verification, inputs_for, load_artifact
+from pyro_mvae.export.verify import Verification
 from pyro_mvae.inference.checkpoint import save_model
 from pyro_mvae.inference.stage import fit_stage
-from pyro_mvae.latency.timing import latency
+from pyro_mvae.latency.timing import file_latency
 from pyro_mvae.models import VAE, model_class
 from pyro_mvae.monitor import WRITTEN as MONITORED
 from pyro_mvae.monitor import set_baseline
-from pyro_mvae.report import Report, environment
+from pyro_mvae.report import Report
 from pyro_mvae.search import Budget, Student, make_student
 from pyro_mvae.search.budget import KB
 from pyro_mvae.train import initialized, usual_epochs
@@ -125,10 +126,8 @@ def build(
     ]
     artifacts = export_all(student, images, out, about=for_xcode(images, likelihoods[1]), progress=progress)
     check_budget(artifacts, settings.budget_kb)
-    timed = [with_latency(out, item, student, images) for item in artifacts]
-    latencies = [{name: entry[name] for name in ("p50_us", "p90_us")} if entry["p50_us"] else None for entry in timed]
-    versions = {"pyro-mvae": __version__, **environment()}
-    write_manifest(out, student, zip(artifacts, latencies, strict=True), versions=versions)
+    latencies = {item.path: file_latency(item, student, images=images.test.images) for item in artifacts}
+    write_manifest(out, student, artifacts, latencies=latencies)
     write_readme(out)
     set_baseline(out, images, model=student, seed=settings.seed, progress=progress)
     named = {"teacher": teacher, "student": student}
@@ -138,7 +137,7 @@ def build(
         data=about_data(images),
         teacher=about_teacher(teacher, likelihoods[0], histories["teacher"]["seconds"].median()),
         student=about_student(student, likelihoods[1]),
-        artifacts=timed,
+        artifacts=[about_file(out, item, latencies[item.path]) for item in artifacts],
         seconds=round(time.perf_counter() - started, 1),
         environment=environment(),
         figures={
@@ -229,14 +228,12 @@ def about(vae: VAE, nll: NLL) -> dict[str, Any]:
     return {"params": num_params(vae), "macs": num_macs(vae), "nll": round(nll.nats, 3), "nll_samples": nll.num_samples}
 
 
-def with_latency(out: Path, item: Verification, student: VAE, data: Data) -> dict[str, Any]:
+def about_file(out: Path, item: Verification, latency: dict[str, float] | None) -> dict[str, Any]:
     """The report's entry for a file: what verifying found, and its latency where this machine can run it."""
     entry: dict[str, Any] = {**asdict(item), "path": str(Path(item.path).relative_to(out)), "p50_us": None, "p90_us": None}
     for name in ("function", "pictures", "batch_sizes"):  # the same for all files of a build
         del entry[name]
-    if item.format != "coreml":
-        entry |= asdict(latency(load_artifact(item.path).run, inputs_for(item.part, student, data.test.images)[:1]))
-    return entry
+    return entry | (latency or {})
 
 
 def check_empty(out: Path, *, overwrite: bool) -> None:

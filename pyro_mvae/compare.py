@@ -21,6 +21,7 @@ from pyro_mvae.claimed import claim
 from pyro_mvae.costs import costs_of, deploy, deployed, known_costs, write_costs
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.environment import environment
 from pyro_mvae.evaluate.judge import JUDGE, Classifier
 from pyro_mvae.evaluate.latents import most_labels
 from pyro_mvae.failures import reported
@@ -29,7 +30,6 @@ from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.inference.penalties import Invariant, Penalty
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
-from pyro_mvae.report import environment
 from pyro_mvae.side_by_side import side_by_side
 from pyro_mvae.table9 import PAPER, table9, write_table9
 from pyro_mvae.train import initialized, usual_epochs

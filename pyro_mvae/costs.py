@@ -17,6 +17,7 @@ from pyro_mvae.atomic import write_text
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data
 from pyro_mvae.data.batches import scaled
+from pyro_mvae.environment import environment
 from pyro_mvae.export import export_executorch
 from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.verify import inputs_for, load_artifact
@@ -30,7 +31,6 @@ from pyro_mvae.inference.run import Run
 from pyro_mvae.inference.tracing import own_noise
 from pyro_mvae.latency.timing import in_turns, ready
 from pyro_mvae.models import VAE
-from pyro_mvae.report import environment
 
 COSTS = "costs.json"
 TIMED_IMAGES, ROUNDS, CALLS = 1280, 3, 320

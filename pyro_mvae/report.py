@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -148,20 +146,3 @@ def filled(title: str, header: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def environment() -> dict[str, str]:
-    """Versions of what computes, and the processor."""
-    packages = ("torch", "pyro-ppl", "coremltools", "executorch", "onnxruntime")
-    versions = {name.removesuffix("-ppl"): version(name) for name in packages}
-    return {"python": platform.python_version(), **versions, "cpu": cpu()}
-
-
-def cpu() -> str:
-    """The processor's name."""
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from pyro_mvae.data import Data, load_data, num_batches
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
+from pyro_mvae.inference.checkpoint import path_for
 from pyro_mvae.inference.history import write_csv, write_tensorboard
 from pyro_mvae.inference.optimizers import OptimizerFactory, RootAdam
 from pyro_mvae.inference.stage import fit_stage
@@ -72,11 +72,7 @@ def train(
         FloatingPointError, Interrupted, ProcessLost: as `fit`.
         OSError: when the checkpoint can't be written.
     """
-    path = Path(checkpoint)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} does not end in .safetensors: give a name that does")
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists: give another name, or --overwrite")
+    path = path_for(checkpoint, overwrite=overwrite)
     kind = model_class(model)
     callbacks = [*([write_csv(history)] if history else []), *([write_tensorboard(tensorboard)] if tensorboard else [])]
     images = suited(load_data(data, size=size, seed=seed, progress=progress), likelihood)

@@ -9,7 +9,7 @@ from tests.catalog import PACKAGE
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"build", "compare", "experiment"},
+    {"build", "apply", "compare", "experiment"},
     {"table9"},
     {"costs", "monitor"},
     {"search"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"likelihoods"},
     {"nets", "data", "distributions"},
     {"failures", "claimed"},
-    {"atomic", "side_by_side", "_version"},
+    {"atomic", "environment", "side_by_side", "_version"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

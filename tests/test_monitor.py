@@ -47,8 +47,8 @@ def put(folder, model, *, export=export_executorch, suffix="pte"):
     """A folder as the commands leave it."""
     folder.mkdir(exist_ok=True)
     save_model(folder / "student.safetensors", model)
-    files = [(export(model, folder / f"{part}.{suffix}", part=part), None) for part in ("encoder", "decoder")]
-    write_manifest(folder, model, files, versions={})
+    files = [export(model, folder / f"{part}.{suffix}", part=part) for part in ("encoder", "decoder")]
+    write_manifest(folder, model, files)
     return folder
 
 

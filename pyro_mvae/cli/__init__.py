@@ -7,6 +7,7 @@ from importlib.metadata import version
 import click
 
 from pyro_mvae._version import __version__
+from pyro_mvae.cli.apply import apply
 from pyro_mvae.cli.benchmark import benchmark
 from pyro_mvae.cli.build import build
 from pyro_mvae.cli.compare import compare
@@ -22,6 +23,7 @@ VERBS = (
     train,
     compare,
     experiment,
+    apply,
     miniaturize,
     export_coreml,
     export_executorch,

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 import pyro_mvae
-from pyro_mvae._version import __version__
 from pyro_mvae.cli.terminal import Verb
 from pyro_mvae.export.capture import EVERY_PART
 from pyro_mvae.export.coreml import PICTURES, TARGETS
@@ -19,7 +18,7 @@ from pyro_mvae.export.mil import functions_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS
 from pyro_mvae.export.snippets import write_readme
 from pyro_mvae.export.verify import examine
-from pyro_mvae.report import environment
+from pyro_mvae.latency.timing import file_latency
 
 
 def exports(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +120,7 @@ def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: b
     check_manifest(path.parent, model, overwrite=overwrite)
     found = run(model, path, **settings)
     found = found if isinstance(found, list) else [found]
-    write_manifest(path.parent, model, [(each, None) for each in found], versions={"pyro-mvae": __version__, **environment()})
+    write_manifest(path.parent, model, found, latencies={each.path: file_latency(each, model) for each in found})
     write_readme(path.parent)
     for each in found:
         show(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,15 @@ from pyro_mvae._version import __version__
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.capture import MOST, Capture, capture
 from pyro_mvae.export.manifest import tensors_of
-from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, settle
+from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, caution, settle
 from pyro_mvae.export.verify import Verification, check_suffix, written
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.blockwise import block_size
 from pyro_mvae.nets.palette import BITS, how_palettized
 from pyro_mvae.nets.quantized import is_quantized
+
+logger = logging.getLogger(__name__)
 
 TARGETS = ("iOS16", "iOS17", "iOS18")
 PICTURES = ("arrays", "images")
@@ -59,7 +62,8 @@ def export_coreml(
         precision: "float16"; "palettized", the palettes of a model that has some, float16 for the rest; "int8": weights and
             activations of a quantised model, weights alone of any other; or "int4": weights of a model that has no integers yet,
             with a scale for each block of 32 inputs at most, rounded after training.
-        target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 and int4 when None.
+        target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 and int4 when None. int8 for an
+            earlier one is written with a warning, which the package has too: only its CPU is to be trusted with it.
         pictures: what an app sees them as: "arrays", or "images", grey or RGB of 8 bits, as cameras give and screens take them.
         batch_sizes: how many are computed at a time, 1 among them, sizes that the package knows beforehand: such stay on the
             neural engine. Of arrays; an image is one.
@@ -92,9 +96,13 @@ def export_coreml(
     if precision == "int8" and target == "iOS16" and is_quantized(model):
         raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
     how: dict[str, Any] = {"pictures": pictures, "batch_sizes": batch_sizes}
+    careful = caution(precision=precision, target=target)
+    about = {**(about or {}), **({"caution": careful} if careful else {})}
+    if careful:
+        logger.warning("%s: %s", path, careful)
 
     def write(temporary: Path) -> None:
-        convert(model, temporary, part=part, precision=precision, target=target, about=about or {}, **how)
+        convert(model, temporary, part=part, precision=precision, target=target, about=about, **how)
 
     return written(path, write, model, images=images)[0]
 

@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_mvae._version import __version__
 from pyro_mvae.atomic import write_text
+from pyro_mvae.environment import environment
 from pyro_mvae.export.capture import PARTS, PREDICTIVE, Capture, capture
 from pyro_mvae.export.delegation import delegation
 from pyro_mvae.export.verify import NUM_IMAGES, Verification
@@ -21,7 +23,7 @@ from pyro_mvae.likelihoods import LogisticLikelihood
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.macs import macs_of
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "manifest.json"
 PIXELS_IN = {"meaning": "pixels, raw", "range": [0, 255]}
 PIXELS_OUT = {"meaning": "pixels, the location of p(x|z)", "range": [0, 1]}
@@ -60,24 +62,26 @@ def check_manifest(folder: Path, model: VAE, *, overwrite: bool = False) -> None
 
 
 def write_manifest(
-    folder: Path, model: VAE, files: Iterable[tuple[Verification, dict[str, float] | None]], *, versions: dict[str, str]
+    folder: Path, model: VAE, files: Iterable[Verification], *, latencies: Mapping[str, Mapping[str, float] | None] | None = None
 ) -> None:
     """Note exported files of a model in the manifest of their folder; what it says of others of the same model stays.
 
     Args:
-        files: each with its latency in µs, p50 and p90, where it was measured.
-        versions: of what made them.
+        files: what verifying each found.
+        latencies: p50 and p90 in µs, by paths, where they were measured.
     """
     known = digest(model)
     held = describe(folder) if (folder / NAME).is_file() else None
     if held and held["model"]["sha256"] != known:
         held = None
-    new = [entry_of(folder, model, verification) | {"latency": latency} for verification, latency in files]
+    versions = {"pyro-mvae": __version__, **environment()}
+    measured = latencies or {}
+    new = [{**entry_of(folder, model, found), "latency": measured.get(found.path), "versions": versions} for found in files]
     made = {str(entry["path"]) for entry in new}
     others = [entry for entry in held["files"] if entry["path"] not in made] if held else []
     entries = {(entry["path"], entry["part"]): entry for entry in [*others, *new]}
     about = {"class": type(model).__name__, "config": model.config, "passes": list(model.passes), "sha256": known}
-    content = {"schema": SCHEMA, "model": about, "files": [entries[key] for key in sorted(entries)], "versions": versions}
+    content = {"schema": SCHEMA, "model": about, "files": [entries[key] for key in sorted(entries)]}
     if held and "monitoring" in held:
         content["monitoring"] = held["monitoring"]
     write_text(folder / NAME, json.dumps(content, indent=2) + "\n")

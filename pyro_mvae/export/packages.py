@@ -10,11 +10,26 @@ from typing import Any
 
 from pyro_mvae.export._quiet import import_quietly
 
-# int8 weights for earlier systems give wrong results on GPU and neural engine
 DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18", "int4": "iOS18"}
 # this pass fuses dequantise → reshape → quantise without comparing the two scales
 WRONG_PASSES = ("common::int_op_canonicalization",)
 DATE = "com.github.apple.coremltools.conversion_date"
+
+
+def caution(*, precision: str, target: str) -> str | None:
+    """What an app has to mind of a package, or None.
+
+    Example:
+        >>> caution(precision="int8", target="iOS17")[:35]
+        'int8 weights for iOS17 are computed'
+        >>> caution(precision="int8", target="iOS18")
+    """
+    if precision != "int8" or target == "iOS18":
+        return None
+    return (
+        f"int8 weights for {target} are computed wrong by GPU and neural engine of some phones: "
+        "set computeUnits to cpuOnly, or take iOS18"
+    )
 
 
 def settle(package: Path, *, metadata: Any = None, facts: Mapping[str, str] | None = None) -> None:

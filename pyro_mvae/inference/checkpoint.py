@@ -162,6 +162,16 @@ def copied(description: Any) -> Any:
     return json.loads(json.dumps(description))
 
 
+def path_for(checkpoint: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Where a model is to be written; ValueError for a name that is no checkpoint's, or a file that would be lost."""
+    path = Path(checkpoint)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} does not end in .safetensors: give a name that does")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists: give another name, or --overwrite")
+    return path
+
+
 def save_model(path: str | os.PathLike[str], model: VAE, **notes: Any) -> None:
     """Write a model: its class, its constructor's arguments, the passes it went through, and its tensors.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_mvae.atomic import write_text
 from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.environment import environment
 from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.deployed import check_file
 from pyro_mvae.export.manifest import describe as described
@@ -26,7 +27,6 @@ from pyro_mvae.latency.peers import peers
 from pyro_mvae.latency.phones import ASSUMED, estimates
 from pyro_mvae.latency.timing import Timing, in_turns, ready
 from pyro_mvae.models import VAE
-from pyro_mvae.report import environment
 
 SCHEMA = 2
 NAME = "benchmark.json"
@@ -205,5 +205,8 @@ def as_text(content: Mapping[str, Any], slower: Mapping[str, float] | None = Non
         ratio = (slower or {}).get(each["name"])
         return each["name"] if ratio is None else f"{each['name']} (slower: {ratio:.2f} ×)"
 
-    rows = [[named(each), *(shown(each, key) for key in COLUMNS.values())] for each in content["rows"]]
-    return ["file or peer", *COLUMNS], rows
+    def on_phones(each: Mapping[str, Any]) -> str:
+        return " to ".join(f"{us:,.0f}" for us in sorted({*each.get("phones", {}).values()})) or "–"
+
+    rows = [[named(each), *(shown(each, key) for key in COLUMNS.values()), on_phones(each)] for each in content["rows"]]
+    return ["file or peer", *COLUMNS, "phones µs, estimate"], rows

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.atomic import write_text
+from pyro_mvae.environment import environment
 from pyro_mvae.export.executorch import loaded, lowered
 from pyro_mvae.export.interleave import interleaved
 from pyro_mvae.latency.timing import latency
@@ -22,7 +23,6 @@ from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import CONVOLUTIONS
 from pyro_mvae.nets.modes import evaluating
 from pyro_mvae.nets.quantized import as_integers, quantized
-from pyro_mvae.report import environment
 
 STEP = 8
 """Blocks are measured for numbers of channels that are multiples of it, of twice it from 32 on, of four times from 64 on."""

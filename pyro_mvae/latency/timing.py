@@ -6,13 +6,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from pyro_mvae.export.executorch import Program
 from pyro_mvae.export.onnx import Session
+from pyro_mvae.export.verify import Verification, inputs_for, load_artifact
+from pyro_mvae.models import VAE
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,14 @@ def latency(run: Callable[[Tensor], object], x: Tensor, *, runs: int = 300, warm
             call()
         times = [microseconds(call) for _ in range(runs)]
     return Latency(round(statistics.median(times), 1), round(statistics.quantiles(times, n=10)[8], 1))
+
+
+def file_latency(found: Verification, model: VAE, *, images: Tensor | None = None) -> dict[str, float] | None:
+    """`p50_us` and `p90_us` of an exported file; None of what Core ML runs, which no other system does."""
+    run = None if found.format == "coreml" else load_artifact(found.path).run
+    if not isinstance(run, Program | Session):
+        return None
+    return asdict(latency(run, inputs_for(found.part, model, images)[:1]))
 
 
 def in_turns(

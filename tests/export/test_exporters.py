@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -180,16 +181,18 @@ def test_fewer_bits_are_smaller_packages(bits, images, tmp_path):
     assert abs(whole - few.bytes - weights * (1 - bits / 16)) < 0.1 * weights
 
 
-def test_weights_of_4_bits_take_half_of_a_byte_from_ios18_on(images, tmp_path):
+def test_weights_of_4_bits_take_half_of_a_byte_from_ios18_on(images, tmp_path, caplog):
     """Each of two weights in its half; earlier systems have whole bytes only."""
     model = having_seen(VAE((1, 16, 16), 16, widths=(32, 64), hidden=128), images)
     few, many = (Quantize(weight_bits=bits)(model, images).eval() for bits in (4, 8))
     how = {"precision": "int8", "images": images}
-    sizes = {
-        (name, target): export_coreml(each, tmp_path / "decoder.mlpackage", target=target, **how).bytes
-        for name, each in {"few": few, "many": many}.items()
-        for target in ("iOS17", "iOS18")
-    }
+    sizes, cautions = {}, {}
+    for (name, each), target in itertools.product({"few": few, "many": many}.items(), ("iOS17", "iOS18")):
+        caplog.clear()
+        sizes[name, target] = export_coreml(each, tmp_path / "decoder.mlpackage", target=target, **how).bytes
+        held = mil.MilProgram.load(tmp_path / "decoder.mlpackage").metadata.get("caution", "")
+        cautions[target] = ("set computeUnits to cpuOnly" in held, "set computeUnits to cpuOnly" in caplog.text)
+    assert cautions == {"iOS17": (True, True), "iOS18": (False, False)}
     weights = num_params(model.decoder)
     assert sizes["many", "iOS18"] - sizes["few", "iOS18"] == pytest.approx(weights / 2, rel=0.05)
     assert sizes["few", "iOS17"] == pytest.approx(sizes["many", "iOS17"], rel=0.02)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from pyro_mvae import Quantize, save_model
+from pyro_mvae._version import __version__
+from pyro_mvae.environment import environment
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.search.student import calibrated
@@ -34,7 +36,7 @@ def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
         for part in ("encoder", "decoder"):
             assert "differs from PyTorch by" in run(verb, checkpoint, tmp_path / f"{part}{suffix}", "--part", part).output
     manifest = describe(tmp_path)
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert [entry["path"] for entry in manifest["files"]] == sorted(
         path.name for path in tmp_path.iterdir() if path.name not in ("manifest.json", "README.md")
     )
@@ -48,6 +50,9 @@ def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
         assert [output["shape"] for output in entry["outputs"]] == [list(output.shape) for output in outputs]
         assert all(tensor["meaning"] for tensor in entry["inputs"] + entry["outputs"])
         assert entry["verified"]["psnr_db"] >= 40
+        assert (entry["latency"] is None) == (entry["format"] == "coreml")
+        assert entry["latency"] is None or 0 < entry["latency"]["p50_us"] <= entry["latency"]["p90_us"]
+        assert entry["versions"] == {"pyro-mvae": __version__, **environment()}
     assert manifest["model"]["passes"] == (["Quantize(weight_bits=8, ranges='moving')"] if name == "int8" else [])
 
 
@@ -79,7 +84,7 @@ def test_another_model_is_not_mixed_in(checkpoints, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "damaged"), ("[]", "damaged"), ("{}", "damaged"), ('{"schema": 2}', "has schema 2, expected 1")],
+    [("{", "damaged"), ("[]", "damaged"), ("{}", "damaged"), ('{"schema": 1}', "has schema 1, expected 2")],
 )
 def test_a_manifest_that_cannot_be_read_says_so(content, message, tmp_path):
     (tmp_path / "manifest.json").write_text(content)

@@ -68,7 +68,7 @@ def test_it_says_that_it_was_not_compiled():
 def test_it_is_written_again_and_nobody_elses_is(tmp_path):
     model = MODELS["VAE"]((1, 16, 16)).eval()
     found: Verification = export_executorch(model, tmp_path / "decoder.pte")
-    write_manifest(tmp_path, model, [(found, None)], versions={})
+    write_manifest(tmp_path, model, [found])
     write_readme(tmp_path)
     first = (tmp_path / "README.md").read_text()
     assert first.startswith(MARK)

@@ -91,6 +91,7 @@ def test_peers_take_part(folder, no_footprints):
     assert "student, encoder, eager, float32" in rows
     assert len(rows) == len(FILES) + 12, "two parts in six versions, of the only checkpoint there"
     assert "proxy" in result.output
+    assert "phones µs, estimate" in result.output
 
 
 def test_what_became_slower_is_marked(folder, no_footprints):

@@ -1,0 +1,132 @@
+"""Passes of the compression module on a checkpoint: from one file to a smaller one."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyro_mvae import compress
+from pyro_mvae.compress import Pass
+from pyro_mvae.data import load_data
+from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.evaluate.cost import num_macs, num_params
+from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
+from pyro_mvae.inference.checkpoint import load_model, path_for, save_model
+from pyro_mvae.inference.numbers import count
+from pyro_mvae.inference.stage import fit_stage
+from pyro_mvae.models import VAE
+from pyro_mvae.train import suited
+
+PASSES: dict[str, type[Any]] = {
+    name: kind for name in compress.__all__ if isinstance(kind := getattr(compress, name), type) and kind is not Pass
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A model in figures: its weights, multiply-adds of encoder and decoder for an image, and its NLL on test images."""
+
+    params: int
+    macs: int
+    nll: NLL
+
+
+def apply(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    passes: Sequence[str],
+    data: str = "digits",
+    epochs: int = 0,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    nll_samples: int = 50,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Track = untracked,
+) -> tuple[Standing, Standing]:
+    """Let the model in a checkpoint go through passes, one after the other, train it on, and write it to another checkpoint.
+
+    Args:
+        checkpoint: what `train`, `build` or `apply` wrote.
+        out: a `.safetensors` file to write; while training goes on, its state is beside it.
+        passes: as they are written in Python: "PruneChannels(ratio=0.5)", "Quantize()". Only numbers, texts and the like can be
+            given to them; nothing that is written there is run.
+        data: what passes look at, what is trained on, and what is tested on; see `load_data`.
+        epochs: of training after the last pass; without any, integers are those of ranges that training images have.
+        lr: peak of the one-cycle learning rate.
+        nll_samples: importance samples for each test image.
+        overwrite: whether a checkpoint that is there may be replaced.
+        resume: go on with a run that was interrupted in training, with the same settings.
+
+    Returns: the model before and after.
+
+    Raises:
+        ValueError: for settings, data or a checkpoint that can't be, and for what a pass refuses.
+        FloatingPointError, Interrupted: as `fit`.
+        OSError: when the checkpoint can't be written.
+    """
+    named = [pass_of(text) for text in passes]
+    if not named:
+        raise ValueError(f"no pass was given, expected one or more of: {', '.join(PASSES)}")
+    count(epochs, "epochs", 0)
+    count(nll_samples, "nll_samples")
+    path = path_for(out, overwrite=overwrite)
+    model = load_model(checkpoint)
+    images = suited(load_data(data, size=model.image_shape[1], seed=seed, progress=progress), model.config["likelihood"])
+
+    def standing(model: VAE) -> Standing:
+        how: dict[str, Any] = {"binarization": images.binarization, "seed": seed, "progress": progress}
+        return Standing(
+            num_params(model), num_macs(model), negative_log_likelihood(model, images.test.images, num_samples=nll_samples, **how)
+        )
+
+    before = standing(model)
+    for each in named:
+        model = each(model, images.train.images)
+    path.unlink(missing_ok=True)
+    if epochs:
+        how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "resume": resume}
+        model, _ = fit_stage(model, images, path, description="Training", progress=progress, **how)
+    else:
+        save_model(path, model)
+    return before, standing(model)
+
+
+def pass_of(text: str) -> Pass:
+    """The pass that a text is of, such as the repr of one.
+
+    Raises:
+        ValueError: for anything else, or settings that the pass can't have.
+
+    Example:
+        >>> pass_of("Quantize(weight_bits=4)")
+        Quantize(weight_bits=4, ranges='moving')
+    """
+    form = f"expected a pass and its settings, such as 'PruneChannels(ratio=0.5)', of: {', '.join(PASSES)}"
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{text!r} is no pass: {form}") from error
+    if isinstance(call, ast.Name):
+        call = ast.Call(call, [], [])
+    if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in PASSES):
+        raise ValueError(f"{text!r} is no pass: {form}")
+    kind = PASSES[call.func.id]
+    try:
+        values = [ast.literal_eval(value) for value in call.args]
+        settings = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except ValueError as error:
+        raise ValueError(f"{text!r} is to have numbers and texts for settings, such as {kind()!r}") from error
+    try:
+        return kind(*values, **settings)
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
+    except TypeError as error:
+        raise ValueError(
+            f"{text!r} has settings that {call.func.id} has not, or of another type: they are as in {kind()!r}"
+        ) from error
