@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Settings:
     size: int | None = None
     seed: int = 0
     nll_samples: int = 50
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("budget_kb", "epochs", "nll_samples"):
@@ -82,6 +83,7 @@ def build(
     size: int | None = None,
     seed: int = 0,
     nll_samples: int = 50,
+    about: Mapping[str, str] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Track = untracked,
@@ -96,6 +98,7 @@ def build(
         epochs: of the teacher, and of the student's longest stage; when None, see `usual_epochs`.
         size: pixels a side, where the data are resized.
         nll_samples: importance samples for each test image.
+        about: what Core ML packages say besides the data and the NLL: "author", "license", "version", see `export_coreml`.
         overwrite: whether a folder that is not empty may be written into; what an earlier build made there is replaced.
         resume: go on with the build that `out` holds, with the settings it was started with.
         progress: shows each long step.
@@ -110,7 +113,7 @@ def build(
         OSError: when `out` can't be written or there is no room.
     """
     started = time.perf_counter()
-    settings = Settings(data, model, budget_kb, epochs, size, seed, nll_samples)
+    settings = Settings(data, model, budget_kb, epochs, size, seed, nll_samples, about or {})
     out = Path(out)
     settings = resumed(out) if resume else settings
     if not resume:
@@ -124,7 +127,8 @@ def build(
     likelihoods = [
         evaluated(settings, name, vae, images, progress) for name, vae in {"teacher": teacher, "student": student}.items()
     ]
-    artifacts = export_all(student, images, out, about=for_xcode(images, likelihoods[1]), progress=progress)
+    facts = {**settings.about, **for_xcode(images, likelihoods[1])}
+    artifacts = export_all(student, images, out, about=facts, progress=progress)
     check_budget(artifacts, settings.budget_kb)
     latencies = {item.path: file_latency(item, student, images=images.test.images) for item in artifacts}
     write_manifest(out, student, artifacts, latencies=latencies)

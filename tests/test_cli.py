@@ -20,6 +20,7 @@ from PIL import Image
 from pyro_mvae import MVAE, PruneChannels, Quantize, load_model, save_model
 from pyro_mvae.cli import main
 from pyro_mvae.export import MilProgram
+from pyro_mvae.export._quiet import import_quietly
 from pyro_mvae.search.student import calibrated
 
 REPORT_KEYS = {
@@ -71,7 +72,8 @@ def built(tmp_path_factory) -> tuple[Path, str]:
     (pictures / "notes.txt").write_text("not a picture")
     out = folder / "out"
     arguments = ["build", "--data", f"folder:{pictures}", "--size", "16", "--epochs", "2", "--budget-kb", "60"]
-    result = run(*arguments, "--nll-samples", "4", "--json", "--out", out)
+    about = ["--about", "author=Ada", "--about", "license=MIT"]
+    result = run(*arguments, *about, "--nll-samples", "4", "--json", "--out", out)
     return out, result.stdout
 
 
@@ -110,6 +112,8 @@ def test_a_build_can_be_verified_and_exported_from(built, tmp_path):
     metadata = MilProgram.load(out / "decoder.mlpackage").metadata
     assert metadata["nll"].startswith(f"{json.loads((out / 'report.json').read_text())['student']['nll']:.2f} nats an image")
     assert "images of 3 × 16 × 16" in metadata["training_data"]
+    own = import_quietly("coremltools").utils.load_spec(str(out / "decoder.mlpackage")).description.metadata
+    assert (own.author, own.license) == ("Ada", "MIT")
     package = tmp_path / "decoder.mlpackage"
     run("export-coreml", out / "student.safetensors", package, "--precision", "int8", "--target", "iOS17")
     assert package.is_dir()

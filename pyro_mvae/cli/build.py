@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from pyro_mvae.build import build as run
-from pyro_mvae.cli.terminal import USUAL_EPOCHS, Verb, progress_bars, show
+from pyro_mvae.cli.terminal import USUAL_EPOCHS, Verb, about, progress_bars, show
 
 
 @click.command(cls=Verb)
@@ -27,6 +27,7 @@ from pyro_mvae.cli.terminal import USUAL_EPOCHS, Verb, progress_bars, show
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--nll-samples", default=50, show_default=True, help="Importance samples for each test image.")
+@about
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier build made in --out.")
 @click.option("--resume", is_flag=True, help="Go on with the build in --out, with the settings it was started with.")
 @click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON.")

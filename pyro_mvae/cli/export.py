@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import pyro_mvae
-from pyro_mvae.cli.terminal import Verb
+from pyro_mvae.cli.terminal import Verb, about
 from pyro_mvae.export.capture import EVERY_PART
 from pyro_mvae.export.coreml import PICTURES, TARGETS
 from pyro_mvae.export.executorch import FLOATS
@@ -45,14 +45,13 @@ float_or_int8 = click.option("--precision", type=click.Choice(["float32", "int8"
 @click.option("--target", type=click.Choice(TARGETS), help="Earliest system; iOS18 for int8 and int4, else iOS16.")
 @click.option("--pictures", default=PICTURES[0], show_default=True, type=click.Choice(PICTURES), help="How an app sees them.")
 @click.option("--batch", "batch_sizes", default=[1], multiple=True, type=int, help="How many at a time; again: 1 and others.")
-@click.option("--about", multiple=True, metavar="NAME=TEXT", help="What Xcode shows: author, license, version, or anything else.")
+@about
 def export_coreml(
     *,
     checkpoint: str,
     out: str,
     overwrite: bool,
     parts: tuple[str, ...],
-    about: tuple[str, ...],
     target: str | None,
     **settings: Any,
 ) -> None:
@@ -64,14 +63,13 @@ def export_coreml(
     Example:
       pyro-mvae export-coreml build/student.safetensors decoder.mlpackage --part decoder
     """
-    facts = dict(named(each) for each in about)
     if len(parts) == 1:
         run, how = pyro_mvae.export_coreml, {"part": parts[0], "target": target}
     elif target in (None, "iOS18"):
         run, how = pyro_mvae.export_coreml_functions, {"parts": parts}
     else:
         raise ValueError(f"--target is {target}, several functions in one package need iOS18: leave it out, or give one --part")
-    exported(run, checkpoint, out, overwrite=overwrite, about=facts, **how, **settings)
+    exported(run, checkpoint, out, overwrite=overwrite, **how, **settings)
 
 
 @click.command(cls=Verb)
@@ -101,13 +99,6 @@ def export_onnx(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) 
       pyro-mvae export-onnx build/student.safetensors decoder.onnx --part decoder
     """
     exported(pyro_mvae.export_onnx, checkpoint, out, overwrite=overwrite, **settings)
-
-
-def named(each: str) -> tuple[str, str]:
-    name, equals, text = each.partition("=")
-    if not (name and equals):
-        raise ValueError(f"--about is {each!r}, expected NAME=TEXT")
-    return name, text
 
 
 def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: bool, **settings: Any) -> None:

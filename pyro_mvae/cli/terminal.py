@@ -20,6 +20,24 @@ USUAL_EPOCHS = "as many as make 1,250 steps, and 8 at least"
 FAILED, USAGE, OVER_BUDGET, CROSSED, PROCESS_LOST, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
 
+def named(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """NAME=TEXT, given any number of times, as a dictionary."""
+    for each in given:
+        name, equals, _ = each.partition("=")
+        if not (name and equals):
+            raise click.BadParameter(f"is {each!r}, expected NAME=TEXT", ctx, option)
+    return dict(each.split("=", 1) for each in given)
+
+
+about = click.option(
+    "--about",
+    multiple=True,
+    callback=named,
+    metavar="NAME=TEXT",
+    help="What Xcode shows of a Core ML package: author, license, version, or anything else.",
+)
+
+
 @contextmanager
 def progress_bars(*, shown: bool = True):
     """Bars with the time left, and notes such as how long compiling took, on standard error; nothing when that is no terminal."""
