@@ -27,9 +27,12 @@ def test_latency_digits(record):
     held_against_teacher(FOLDER, models, record, "latency-digits")
 
 
-@pytest.mark.parametrize(("student", "search"), [("size", "compress-size-mnist"), ("both", "compress-search-mnist")])
+STUDENTS = {"size": "compress-size-mnist", "macs": "compress-macs-mnist", "both": "compress-search-mnist"}
+
+
+@pytest.mark.parametrize(("student", "search"), STUDENTS.items(), ids=STUDENTS)
 def test_latency_mnist(student, search, record, tmp_path):
-    """The compression benchmark's teacher, and a student of a fiftieth of its bytes, or a thirtieth of its multiply-adds too."""
+    """The compression benchmark's teacher, and a student within each bound of `compress_within` and `compress_ablation`."""
     runs = FOLDER.parent
     paths = {"teacher": runs / "compress-teacher-mnist.safetensors", "student": runs / search / "student.safetensors"}
     if not all(path.is_file() for path in paths.values()):
