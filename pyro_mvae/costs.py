@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ def costs_of(
     Seconds an epoch are the median of several rounds in which the models take turns, on part of an epoch.
     """
     few, times, costs = data.train.images[:TIMED_IMAGES], defaultdict[str, list[float]](list), {}
-    epochs = {name: timed_epochs(model, few, penalties=penalties[name], batch_size=batch_size) for name, model in models.items()}
+    how: dict[str, Any] = {"batch_size": batch_size, "binarization": data.binarization}
+    epochs = {name: timed_epochs(model, few, penalties=penalties[name], **how) for name, model in models.items()}
     with own_noise():
         for _ in range(ROUNDS):
             for name in [name for name in models if f"{name}-epoch" not in failures]:
@@ -92,7 +94,9 @@ def one_image(part: str, path: Path, model: VAE, data: Data) -> Callable[[], obj
     return ready(load_artifact(path).run, inputs_for(part, model, data.test.images)[:1])
 
 
-def timed_epochs(model: VAE, images: Tensor, *, penalties: Sequence[Penalty], batch_size: int) -> Iterator[float]:
+def timed_epochs(
+    model: VAE, images: Tensor, *, penalties: Sequence[Penalty], batch_size: int, binarization: str
+) -> Iterator[float]:
     """Seconds of one epoch after another, in `fit`'s steps where it does not compile, of a copy of a model; traced once."""
     model = copy.deepcopy(model).train()
     settings = {"num_images": len(images), "batch_size": batch_size, "epochs": ROUNDS, "seed": 0, "clip": None, "ema": None}
@@ -100,7 +104,7 @@ def timed_epochs(model: VAE, images: Tensor, *, penalties: Sequence[Penalty], ba
     run = Run(Objective(model, penalties), optimizers, settings)
     run.lay_out(LAYOUT)
     graph = compile_gradients(run.objective, in_layout(scaled(images[:batch_size]), LAYOUT))
-    for x in run.steps(images, binarization="none"):
+    for x in run.steps(images, binarization=binarization):
         run.update(graph, x)
         if run.at_window:
             run.look()

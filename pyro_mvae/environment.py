@@ -9,7 +9,7 @@ from pathlib import Path
 
 def environment() -> dict[str, str]:
     """Versions of what computes, and the processor."""
-    packages = ("torch", "pyro-ppl", "coremltools", "executorch", "onnxruntime")
+    packages = ("torch", "pyro-ppl", "coremltools", "executorch", "onnxruntime", "scikit-learn", "umap-learn")
     versions = {name.removesuffix("-ppl"): version(name) for name in packages}
     return {"python": platform.python_version(), **versions, "cpu": cpu()}
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from pyro_mvae.environment import environment
 from pyro_mvae.inference.asvi import Interrupted, check_settings, negative_bound
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
-from pyro_mvae.models import model_class
+from pyro_mvae.models import VAE, model_class
 from pyro_mvae.report import PAGE, html_picture, html_table
 from pyro_mvae.side_by_side import side_by_side
-from pyro_mvae.train import initialized
+from pyro_mvae.train import initialized, suited
 
-COLUMNS = ("epoch", "loss", "kl", "likelihood")
+COLUMNS, THETA = ("epoch", "loss", "kl", "likelihood"), "theta_kl"
 EVERY = 100
+ALL = "all prompts"
 SETTINGS = "experiments.json"
 
 
@@ -55,6 +56,8 @@ def experiment(
     batch_size: int = 32,
     lr: float = 2e-3,
     latent_dim: int = 16,
+    likelihood: str | None = None,
+    theta: str | None = None,
     size: int | None = None,
     seed: int = 0,
     processes: int = 1,
@@ -68,11 +71,13 @@ def experiment(
     Args:
         prompts: words that captions and tags of the images must have, all of them.
         data, size: where images are looked for, see `load_data`; with captions.
+        likelihood, theta: as `train`. Of a Bayesian likelihood loss = KL + likelihood term + `theta_kl`, the KL of θ′.
         out: the folder to make or to go on in: a prompt that is done is not run again.
         processes: how many prompts are run at a time; more than 1 start processes, which a script has to allow for with
             `if __name__ == "__main__":`.
 
-    Returns: an experiment a prompt; also in `out`: a folder for each prompt, `average.csv`, `seconds.csv` and `report.html`.
+    Returns: an experiment a prompt; also in `out`: a folder for each prompt, `average.csv`, `average.png`, `seconds.csv` and
+        `report.html`.
 
     Raises:
         ValueError: for prompts that no images match, or other settings that can't be.
@@ -89,13 +94,12 @@ def experiment(
     count(processes, "processes")
     if len({slug(prompt) for prompt in prompts}) < len(prompts):
         raise ValueError(f"prompts are {', '.join(prompts)}, expected ones of different words: each has a folder of its own")
-    kind = model_class(model)
     out, images = Path(out), load_data(data, size=size, seed=seed, progress=progress)
     chosen = {prompt: matching(images, prompt) for prompt in prompts}
     how: dict[str, Any] = {"model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "latent_dim": latent_dim}
-    how |= {"data": data, "size": size, "seed": seed}
+    how |= {"data": data, "size": size, "seed": seed, "likelihood": likelihood, "theta": theta}
     for some in chosen.values():
-        vae = initialized(kind, some, latent_dim=latent_dim, seed=seed)
+        vae = made(some, how)
         check_settings(vae, some.train.images, epochs=epochs, batch_size=batch_size, seed=seed, lr=lr)
     claim(out / SETTINGS, how, what="set of experiments")
     if min(processes, len(chosen)) == 1:
@@ -133,6 +137,12 @@ def slug(prompt: str) -> str:
     return re.sub(r"\W+", "-", prompt.lower()).strip("-")
 
 
+def made(data: Data, how: Mapping[str, Any]) -> VAE:
+    """A new model."""
+    settings = {name: how[name] for name in ("latent_dim", "seed", "likelihood", "theta")}
+    return initialized(model_class(how["model"]), data, **settings)
+
+
 def run(prompt: str, data: Data, folder: Path, how: dict[str, Any], *, progress: Track) -> Experiment:
     """One experiment, with its table and pictures in its folder; read where it is done."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +150,8 @@ def run(prompt: str, data: Data, folder: Path, how: dict[str, Any], *, progress:
     about: dict[str, Any] = {"prompt": prompt, "how": how, "seconds": 0.0, "num_images": len(data.train)}
     if settings.exists():
         about = json.loads(settings.read_text(encoding="utf-8"))
-    vae = initialized(model_class(how["model"]), data, latent_dim=how["latent_dim"], seed=how["seed"])
+    data = suited(data, how["likelihood"])
+    vae = made(data, how)
     begun, known = time.perf_counter(), path.exists()
     try:
         vae, history = fit_stage(
@@ -174,7 +185,7 @@ def run(prompt: str, data: Data, folder: Path, how: dict[str, Any], *, progress:
 
 
 def logged(history: pd.DataFrame) -> pd.DataFrame:
-    """The paper's columns at the first epoch, each 100th, and the last; epochs are counted from 1.
+    """The paper's columns, and the KL of θ′ where there is one, at the first epoch, each 100th, and the last, counted from 1.
 
     Example:
         >>> history = pd.DataFrame({"epoch": range(250), "loss": 1.0, "kl": 0.5, "likelihood": 0.5})
@@ -182,14 +193,21 @@ def logged(history: pd.DataFrame) -> pd.DataFrame:
         [1, 100, 200, 250]
     """
     counted = history.assign(epoch=history["epoch"] + 1)
-    last = int(counted["epoch"].max())
-    return counted.loc[counted["epoch"].isin({1, last, *range(EVERY, last, EVERY)}), list(COLUMNS)].reset_index(drop=True)
+    last, columns = int(counted["epoch"].max()), [*COLUMNS, *(name for name in (THETA,) if name in history)]
+    return counted.loc[counted["epoch"].isin({1, last, *range(EVERY, last, EVERY)}), columns].reset_index(drop=True)
 
 
 def averages(done: Sequence[Experiment]) -> pd.DataFrame:
-    """Loss, KL and likelihood term averaged over the rows of each experiment's table, as in the paper's Table 5."""
+    """Loss, KL and likelihood term averaged over the rows of each experiment's table, and over all: the paper's Table 5."""
     means = [{"prompt": each.prompt, **each.table[list(COLUMNS[1:])].mean().to_dict()} for each in done]
-    return pd.DataFrame(means)
+    frame = pd.DataFrame(means)
+    return pd.concat([frame, pd.DataFrame([{"prompt": ALL, **frame[list(COLUMNS[1:])].mean().to_dict()}])], ignore_index=True)
+
+
+def mean_history(done: Sequence[Experiment], out: Path) -> pd.DataFrame:
+    """Each epoch's mean of all prompts: the paper's Figure 13."""
+    histories = [pd.read_csv(out / slug(each.prompt) / "history.csv")[list(COLUMNS)] for each in done]
+    return pd.DataFrame(pd.concat(histories).groupby("epoch").mean()).reset_index()
 
 
 def run_times(done: Sequence[Experiment]) -> pd.DataFrame:
@@ -211,7 +229,10 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def write_all(done: Sequence[Experiment], out: Path, how: dict[str, Any]) -> None:
-    """Write `average.csv`, `seconds.csv` and `report.html`."""
+    """Write `average.csv`, `average.png`, `seconds.csv` and `report.html`."""
+    curves = plots.training_curves({f"Mean of {len(done)} prompts": mean_history(done, out)})
+    with atomic(out / "average.png") as temporary:
+        temporary.write_bytes(curves)
     write_text(out / "average.csv", averages(done).to_csv(index=False))
     write_text(out / "seconds.csv", run_times(done).to_csv(index=False))
     tables = {
@@ -225,7 +246,7 @@ def write_all(done: Sequence[Experiment], out: Path, how: dict[str, Any]) -> Non
         "reconstructions": "Reconstructions of training images",
         "samples": "Samples",
     }
-    pictures = "".join(
+    pictures = html_picture("Mean of all prompts (Figure 13)", curves) + "".join(
         html_picture(f"{title}: {each.prompt}", (out / slug(each.prompt) / f"{name}.png").read_bytes())
         for each in done
         for name, title in names.items()

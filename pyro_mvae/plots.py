@@ -155,13 +155,14 @@ def training_curves(histories: Mapping[str, pd.DataFrame]) -> Picture:
     """Loss, likelihood and KL per epoch, in nats, a panel for each history; what marks a change of stage is dotted."""
     figure = drawing(5 * len(histories), 3.2)
     for axis, (name, history) in zip(np.atleast_1d(figure.subplots(1, len(histories))), histories.items(), strict=True):
-        epochs = np.arange(1, len(history) + 1)
+        epochs, positive = np.arange(1, len(history) + 1), True
         for column in ("loss", "likelihood", "kl", "distill"):
             if column in history:
                 axis.plot(epochs, history[column], label=column, marker=".")
+                positive &= bool((history[column] > 0).all())
         if "stage" in history:
             for change in np.flatnonzero(history["stage"].ne(history["stage"].shift()).to_numpy())[1:]:
                 axis.axvline(float(change) + 0.5, linestyle=":", color="gray")
-        axis.set(title=name, xlabel="epoch", ylabel="nats per image", yscale="log")
+        axis.set(title=name, xlabel="epoch", ylabel="nats per image", yscale="log" if positive else "linear")
         axis.legend()
     return png(figure)

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -51,6 +52,32 @@ def side_by_side(function: Callable[..., Result], cases: Sequence[tuple[Any, ...
                 if process not in others:
                     process.terminate()
             raise
+
+
+def each_by_itself(
+    function: Callable[..., Result], cases: Sequence[tuple[Any, ...]], *, processes: int
+) -> Iterator[tuple[tuple[Any, ...], Result | None]]:
+    """`side_by_side`, each case with what was made of it; None where its process was lost, which stops no other.
+
+    All processes end when one of them is lost. Who it was is found by beginning what is left one at a time.
+    """
+    left, at_a_time = dict(enumerate(cases)), processes
+    while left:
+        jobs = [(function, number, case) for number, case in left.items()]
+        try:
+            for number, result in side_by_side(numbered, jobs, processes=at_a_time):
+                yield left.pop(number), result
+        except BrokenProcessPool:
+            if at_a_time > 1:
+                at_a_time = 1
+            else:
+                yield left.pop(next(iter(left))), None
+                at_a_time = processes
+
+
+def numbered(function: Callable[..., Result], number: int, case: tuple[Any, ...]) -> tuple[int, Result]:
+    """What a function makes of a case, and the case's number."""
+    return number, function(*case)
 
 
 def begin(threads: int) -> None:

@@ -36,7 +36,7 @@ ACCURACIES = {
     "k-NN accuracy, 100 labels": "k-NN 100 %",
     "generation accuracy": "generation %",
 }
-FIGURES = {**ACCURACIES, "CAS": "CAS %", "NLL": "NLL, nats", KID: "KID"}
+FIGURES = {**ACCURACIES, "CAS": "CAS %", "NLL": "NLL, nats", KID: "KID", "start": "start s"}
 
 
 def table9(

@@ -21,14 +21,27 @@ SIZES = {"widths": (8, 12), "hidden": 16}
 MODELS: dict[str, Callable[..., VAE]] = {
     "VAE": lambda shape, **more: VAE(shape, 4, **SIZES, **more),
     "BetaVAE": lambda shape, **more: BetaVAE(shape, 4, **SIZES, **more),
-    "InfoVAE": lambda shape, **more: InfoVAE(shape, 4, alpha=0.5, weight=10.0, net="mlp", **SIZES, **more),
-    "VaDE": lambda shape, **more: VaDE(shape, 4, num_clusters=3, net="mlp", **SIZES, **more),
+    "InfoVAE": lambda shape, **more: InfoVAE(shape, 4, alpha=0.5, weight=10.0, **{"net": "mlp", **SIZES, **more}),
+    "VaDE": lambda shape, **more: VaDE(shape, 4, num_clusters=3, **{"net": "mlp", **SIZES, **more}),
     "GMVAE": lambda shape, **more: GMVAE(shape, 4, num_clusters=3, style_dim=2, style_hidden=8, **SIZES, **more),
     "VQVAE": lambda shape, **more: VQVAE(shape, 4, num_codes=6, **SIZES, **more),
     "VAEGAN": lambda shape, **more: VAEGAN(shape, 4, **SIZES, **more),
     "SVAE": lambda shape, **more: SVAE(shape, 4, **SIZES, **more),
     "MVAE": lambda shape, **more: MVAE(shape, 4, num_clusters=3, **SIZES, **more),
 }
+
+OTHER_NETS = {
+    "VAE": "mlp",
+    "BetaVAE": "mobile",
+    "InfoVAE": "conv",
+    "VaDE": "conv",
+    "GMVAE": "mlp",
+    "VQVAE": "mobile",
+    "VAEGAN": "mlp",
+    "SVAE": "mlp",
+    "MVAE": "conv",
+}
+"""Nets of another kind than those above."""
 
 BOUNDS: dict[str, Callable[[], ELBO]] = {"GMVAE": lambda: TraceEnum_ELBO(max_plate_nesting=1)}
 """Pyro's bound that `fit` takes for a model, where it is not `TraceMeanField_ELBO`."""

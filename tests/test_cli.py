@@ -28,7 +28,7 @@ REPORT_KEYS = {
     "data": {"name", "num_train", "num_test", "shape", "binarization", "skipped"},
     "teacher": {"params", "macs", "nll", "nll_samples", "seconds_per_epoch"},
     "student": {"params", "macs", "nll", "nll_samples", "bits_per_dim", "passes"},
-    "environment": {"python", "torch", "pyro", "coremltools", "executorch", "onnxruntime", "cpu"},
+    "environment": {"python", "torch", "pyro", "coremltools", "executorch", "onnxruntime", "scikit-learn", "umap-learn", "cpu"},
 }
 ARTIFACT_KEYS = {"path", "format", "part", "precision", "bytes", "max_abs_diff", "psnr_db", "p50_us", "p90_us"}
 

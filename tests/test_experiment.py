@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
+import tarfile
 
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import pyro_mvae
 from pyro_mvae import cli, load_data
@@ -61,12 +65,36 @@ def test_tables_are_the_papers(done):
     assert table["epoch"].tolist() == [1, 3]
     assert table["loss"].values == pytest.approx((table["kl"] + table["likelihood"]).values)
     average = pd.read_csv(out / "average.csv")
-    assert average["prompt"].tolist() == ["red heart", "clock"]
+    assert average["prompt"].tolist() == ["red heart", "clock", "all prompts"]
+    assert average["kl"][2] == pytest.approx(average["kl"][:2].mean())
+    assert (out / "average.png").read_bytes().startswith(b"\x89PNG")
     assert average["loss"][0] == pytest.approx(table["loss"].mean())
     seconds = pd.read_csv(out / "seconds.csv")
     assert seconds["seconds"].tolist() == [each.seconds for each in experiments]
     assert (seconds["seconds"] > 0).all()
-    assert (out / "report.html").read_text().count("data:image/png;base64,") == 8
+    assert (out / "report.html").read_text().count("data:image/png;base64,") == 9
+
+
+def test_shards_with_captions_and_a_bayesian_likelihood(tmp_path, monkeypatch):
+    """Captions are those of the shards, rows those of every so many epochs, and the loss has a part more."""
+    pictures = tmp_path / "pictures.tar"
+    with tarfile.open(pictures, "w") as tar:
+        for number, image in enumerate(stripes(12).images):
+            picture = io.BytesIO()
+            Image.fromarray(image[0].numpy()).convert("RGB").save(picture, "png")
+            caption = ("a red stripe" if number % 2 else "a blue one").encode()
+            for name, content in {"png": picture.getvalue(), "txt": caption}.items():
+                member = tarfile.TarInfo(f"{number:04}.{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(sys.modules["pyro_mvae.experiment"], "EVERY", 2)
+    settings = {**SMALL, "epochs": 5, "size": 16, "theta": "gamma", "batch_size": 4}
+    (done,) = pyro_mvae.experiment(["stripe red"], data=f"shards:{pictures}", out=tmp_path / "out", **settings)
+    assert 0 < done.num_images <= 6
+    assert done.table["epoch"].tolist() == [1, 2, 4, 5]
+    parts = done.table[["kl", "likelihood", "theta_kl"]]
+    assert (parts["theta_kl"] > 0).all()
+    assert done.table["loss"].values == pytest.approx(parts.sum(axis=1).values)
 
 
 def test_a_prompt_that_is_done_is_not_run_again(done):
@@ -78,7 +106,7 @@ def test_a_prompt_that_is_done_is_not_run_again(done):
     assert result.exit_code == 0, result.output
     assert model.stat().st_mtime_ns == before
     assert json.loads((out / "clock/experiment.json").read_text())["seconds"] == experiments[1].seconds
-    assert pd.read_csv(out / "average.csv")["prompt"].tolist() == ["clock", "face"]
+    assert pd.read_csv(out / "average.csv")["prompt"].tolist() == ["clock", "face", "all prompts"]
     with pytest.raises(ValueError, match="holds a set of experiments with epochs=3, not 4"):
         pyro_mvae.experiment(["clock"], out=out, **{**SMALL, "epochs": 4})
 

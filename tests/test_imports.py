@@ -14,7 +14,7 @@ LAYERS = [
     {"costs", "monitor"},
     {"search"},
     {"latency"},
-    {"report", "plots", "train"},
+    {"report", "plots", "train", "recipe"},
     {"evaluate"},
     {"compress"},
     {"export"},

@@ -12,7 +12,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from pyro_mvae.side_by_side import cores, side_by_side
+from pyro_mvae.side_by_side import cores, each_by_itself, side_by_side
 
 SLEEPER = """
 import pathlib, signal, sys, time
@@ -76,3 +76,14 @@ def test_a_signal_ends_those_at_work_in_their_own_way_and_the_rest_never_begin(t
     assert process.wait(30) == 7
     assert sorted(path.name for path in tmp_path.glob("*.begun")) == ["case0.begun", "case1.begun"]
     assert sorted(path.name for path in tmp_path.glob("*.ended")) == ["case0.ended", "case1.ended"]
+
+
+def lost_at_three(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 10 * number
+
+
+def test_a_process_that_is_lost_stops_no_other():
+    found = dict(each_by_itself(lost_at_three, [(number,) for number in (1, 3, 4)], processes=2))
+    assert found == {(1,): 10, (3,): None, (4,): 40}

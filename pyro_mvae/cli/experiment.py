@@ -23,6 +23,8 @@ from pyro_mvae.side_by_side import cores
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--lr", default=2e-3, show_default=True, help="Peak of the one-cycle learning rate.")
 @click.option("--latent-dim", default=16, show_default=True)
+@click.option("--likelihood", help="As in train.")
+@click.option("--theta", help="A Bayesian likelihood: gamma or log_normal precision, or weights of the last layer.")
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--processes", type=int, help="How many prompts are run at a time; by default one for each core.")

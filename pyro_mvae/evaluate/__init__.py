@@ -8,6 +8,7 @@ from pyro_mvae.evaluate.latents import (
     clustering_accuracy,
     code_sparsity,
     knn_accuracy,
+    perplexity,
     probe_accuracy,
     rate_distortion,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "kid",
     "knn_accuracy",
     "negative_log_likelihood",
+    "perplexity",
     "probe_accuracy",
     "psnr",
     "rate_distortion",

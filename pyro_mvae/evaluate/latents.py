@@ -13,7 +13,7 @@ from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.objective import Objective
-from pyro_mvae.models import VAE
+from pyro_mvae.models import VAE, VQVAE
 from pyro_mvae.models.vae import ACTIVE, codes
 from pyro_mvae.nets.modes import evaluating
 
@@ -48,6 +48,22 @@ def active_units(model: VAE, images: Tensor, *, split: str = "test") -> Measurem
     found = int((codes(model, images).var(0) > ACTIVE).sum())
     protocol = f"variance of the posterior mean above {ACTIVE}, of {model.latent_dim} dimensions; {CODES}"
     return Measurement("active units", float(found), "dimensions", protocol, len(images), split=split)
+
+
+def perplexity(model: VQVAE, images: Tensor, *, split: str = "test") -> Measurement:
+    """About how many codes of a VQ-VAE are in use: exp(−Σ_k p_k log p_k), p_k the share of places that code k stands at.
+
+    Raises:
+        ValueError: for no images, some of another shape or not uint8.
+
+    Source: van den Oord, Vinyals and Kavukcuoglu, 2017.
+    """
+    model.check_bytes(images)
+    if not len(images):
+        raise ValueError("there are no images, expected 1 or more")
+    shares = model.latent_activity(images) / model.config["num_codes"]
+    found = float(torch.special.entr(shares.double()).sum().exp())
+    return Measurement("perplexity", found, "codes", f"of {len(shares)} codes; {CODES}", len(images), split=split)
 
 
 def code_sparsity(model: VAE, train: Split, test: Split, *, step: float = 0.25) -> tuple[Measurement, Measurement]:
@@ -133,11 +149,11 @@ def agreement(clusters: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([best.get(int(cluster), -1) == label for cluster, label in zip(clusters, labels, strict=True)]))
 
 
-def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0) -> Measurement:
+def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0, split: str = "test") -> Measurement:
     """Unsupervised clustering accuracy on test images, in %: best one-to-one map of clusters to classes.
 
     A model without clusters of its own is given a Gaussian mixture on the codes of the training images, of as many components
-    as there are classes; labels serve for the map alone.
+    as there are classes; labels serve for the map alone. `split` says which images `test` are, for the record.
     """
     labels = labels_of(test)
     num_classes = len(np.unique(labels_of(train)))
@@ -151,7 +167,9 @@ def clustering_accuracy(model: VAE, train: Split, test: Split, *, seed: int = 0)
         found = mixture.predict(codes(model, test.images).double().cpu().numpy())
         protocol = f"Gaussian mixture of {num_classes} components, full covariances, on the posterior means of training images"
     protocol += f"; Hungarian map on the test images; {CODES}"
-    return Measurement("clustering accuracy", 100 * agreement(found, labels), "%", protocol, len(labels), seeds=(seed,))
+    return Measurement(
+        "clustering accuracy", 100 * agreement(found, labels), "%", protocol, len(labels), seeds=(seed,), split=split
+    )
 
 
 @torch.no_grad()
@@ -171,7 +189,7 @@ def most_labels(split: Split) -> int:
 
 
 def knn_accuracy(
-    model: VAE, train: Split, test: Split, *, num_labels: int = 100, repeats: int = 10, seed: int = 0
+    model: VAE, train: Split, test: Split, *, num_labels: int = 100, repeats: int = 10, seed: int = 0, split: str = "test"
 ) -> Measurement:
     """Accuracy on test images of 5 nearest neighbours among so many labelled training codes, drawn again and again, in %.
 
@@ -199,11 +217,11 @@ def knn_accuracy(
         nearest = KNeighborsClassifier(neighbours).fit(known[chosen], labels[chosen])
         values.append(100 * float(nearest.score(asked, wanted)))
     protocol = f"{neighbours} nearest of labelled training codes, {each} of each class, drawn {repeats} times; {CODES}"
-    about = {"unit": "%", "protocol": protocol, "num_images": len(wanted), "seeds": (seed,)}
+    about = {"unit": "%", "protocol": protocol, "num_images": len(wanted), "seeds": (seed,), "split": split}
     return over_repeats(values, name=f"k-NN accuracy, {num_labels} labels", **about)
 
 
-def probe_accuracy(model: VAE, train: Split, test: Split) -> Measurement:
+def probe_accuracy(model: VAE, train: Split, test: Split, *, split: str = "test") -> Measurement:
     """Accuracy on test images of a linear classifier of the codes, fitted to all training images, in %."""
     from sklearn.linear_model import LogisticRegression  # slow to import
     from sklearn.preprocessing import StandardScaler
@@ -213,4 +231,4 @@ def probe_accuracy(model: VAE, train: Split, test: Split) -> Measurement:
     classifier = LogisticRegression(max_iter=300).fit(known, labels_of(train))
     value = 100 * float(classifier.score(asked, labels_of(test)))
     protocol = f"logistic regression on the standardised posterior means of {len(known)} training images; {CODES}"
-    return Measurement("linear probe accuracy", value, "%", protocol, len(asked))
+    return Measurement("linear probe accuracy", value, "%", protocol, len(asked), split=split)

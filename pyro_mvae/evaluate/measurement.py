@@ -19,7 +19,7 @@ class Measurement:
         protocol: how, in words: binarisation, what was fitted to what.
         split: which images, "test" or "train".
         num_images, num_samples: how many images, and how many samples of each.
-        seeds: of the repeats.
+        seeds: of the repeats; none where nothing is drawn.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Measurement:
     sd: float | None = None
     split: str = "test"
     num_samples: int = 1
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         spread = "" if self.sd is None else f" ± {self.sd:.2f}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from pyro_mvae.evaluate import judge, latents, psnr, ssim
 from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
 from pyro_mvae.models.vae import codes
-from tests.catalog import MODELS, unchecked
+from tests.catalog import MODELS, SIZES, unchecked
 from tests.evaluate.stripes import stripes
 
 
@@ -79,24 +81,48 @@ def judge_of(train):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_is_measured_by_every_measure(name):
-    train, test = stripes(80), stripes(40, seed=1)
+def test_every_model_is_measured_by_every_measure(name, monkeypatch):
+    monkeypatch.setattr(VQVAE, "draw_like", functools.partialmethod(VQVAE.draw_like, steps=2))
+    train, test = (replace(split, labels=split.labels % 3) for split in (stripes(80), stripes(40, seed=1)))
+    classifier = evaluate.train_classifier(train.images, train.labels, steps=2)
     vae = MODELS[name]((1, 16, 16)).eval()
-    draws = {"steps": 2} if isinstance(vae, VQVAE) else {}
-    z = vae.draw_like(vae.encode(train.images[:20].float() / 255).detach(), 3, **draws)
+    z = vae.draw_like(vae.encode(train.images[:20].float() / 255).detach(), 3)
     assert vae.decode(z).shape == (3, 1, 16, 16)
     measures = [
         evaluate.active_units(vae, test.images),
         *evaluate.rate_distortion(vae, test.images),
         evaluate.knn_accuracy(vae, train, test, num_labels=8, repeats=2),
+        evaluate.probe_accuracy(vae, train, test),
+        evaluate.clustering_accuracy(vae, train, test),
+        evaluate.kid(vae, test.images, num_images=8, features=lambda x: x.flatten(1)[:, :8]),
+        *evaluate.generation_accuracy(vae, train, test, classifier, num_images=8),
+        evaluate.iwae_bound(vae, test.images, num_samples=2),
         *evaluate.reconstruction(vae, test.images),
     ]
-    assert all(math.isfinite(measure.value) for measure in measures)
+    for measure in measures:
+        assert math.isfinite(measure.value)
+        assert measure.protocol
+        assert measure.split in ("test", "generated")
+        assert measure.num_images > 0
+        assert measure.num_samples >= 1
     assert math.isfinite(negative_log_likelihood(vae, test.images, num_samples=3).nats)
     if hasattr(vae, "clusters"):
         probabilities = vae.clusters(test.images.float() / 255)
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(40))
         assert vae.generate(2, cluster=1).shape == (2, 1, 16, 16)
+
+
+def test_perplexity_is_the_number_of_codes_in_use():
+    """Half of the images all of one code, half of another: 2; of one alone: 1."""
+    vae = VQVAE((1, 16, 16), 4, num_codes=6, **SIZES).eval()
+    chosen = torch.tensor([1, 1, 4, 4])[:, None].expand(4, 16)
+    vae.encode_codes = lambda x: chosen[: len(x)]
+    images = torch.zeros(4, 1, 16, 16, dtype=torch.uint8)
+    assert evaluate.perplexity(vae, images).value == pytest.approx(2.0)
+    found = evaluate.perplexity(vae, images[:2], split="train")
+    assert (found.value, found.split, found.num_images) == (pytest.approx(1.0), "train", 2)
+    with pytest.raises(ValueError, match="no images"):
+        evaluate.perplexity(vae, images[:0])
 
 
 def test_data_without_labels_are_refused(sets, fitted):
