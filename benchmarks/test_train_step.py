@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.interleave import interleaved, one_core
 from pyro_mvae import VAE, Objective, models
 from pyro_mvae.inference import compile_gradients
 from pyro_mvae.inference.run import like
+from pyro_mvae.inference.tracing import own_noise
 from pyro_mvae.nets.conv import channels_last
 
 FORMATS = {"": torch.contiguous_format, ", channels_last": torch.channels_last}
@@ -107,6 +109,25 @@ def test_the_loss_by_hand_is_the_pairs(name):
         hand = torch.stack([LOSSES[type(vae).__name__](vae, x) for _ in range(20)]).mean()
         ours = torch.stack([Objective(vae)(x)["loss"] for _ in range(20)]).mean()
     assert abs(hand / ours - 1) < 0.02
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_code_is_the_graph(name, record):
+    """Loss and gradients of compiled code and of the graph as it is, for the same noise: no timing, but minutes of compiling."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    vae, x = MODELS[name]().train(), torch.rand(32, 1, 28, 28).round()
+    steps = {backend: compile_gradients(Objective(copy.deepcopy(vae)), x, backend=backend) for backend in ("eager", "inductor")}
+    found = {}
+    with own_noise():
+        for backend, step in steps.items():
+            torch.manual_seed(1)
+            terms, gradients = step(x)
+            found[backend] = (terms["loss"], torch.cat([gradient.flatten() for gradient in gradients]))
+    (loss, gradient), (other, another) = found.values()
+    off = {"loss": abs(float(other / loss) - 1), "gradient": float((another - gradient).norm() / gradient.norm())}
+    record(f"compiled-{name.replace(' ', '-')}", {"off_by": off, "allowed": 1e-3})
+    assert max(off.values()) < 1e-3
 
 
 @pytest.mark.parametrize("batch_size", [32, 100, 256])
