@@ -16,8 +16,8 @@ from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.undone import restored
 from pyro_mvae.nets.conv import channels_last
 
-WORTH_COMPILING = 300.0
-"""Seconds of training below which compiling is not tried: it takes its time as well."""
+WORTH_COMPILING = 150.0
+"""How many times as long as tracing took a run has to be for compiling to be tried: both take longer the more is computed."""
 WORTH_MEASURING = 20.0
 """Seconds of training below which the memory format is not measured either."""
 LAYOUTS = ("channels_last", "contiguous")
@@ -57,11 +57,12 @@ def fastest(
         return {"backend": backend, "layout": layouts[0]}, None
     first = "eager" if backend == "auto" else backend
     seconds: dict[tuple[str, str], float] = {}
+    traced: dict[tuple[str, str], float] = {}
     graphs: dict[tuple[str, str], Graph] = {}
 
     def measure(backend: str, layout: str) -> None:
         how = backend, layout
-        seconds[how], graphs[how] = timed(objective, x, backend=backend, layout=layout)
+        seconds[how], traced[how], graphs[how] = timed(objective, x, backend=backend, layout=layout)
 
     with restored(list(objective.buffers())):
         for candidate in layouts:
@@ -69,7 +70,7 @@ def fastest(
             if num_steps * seconds[first, candidate] < WORTH_MEASURING:
                 break
         quickest = min(seconds, key=seconds.__getitem__)
-        if backend == "auto" and num_steps * seconds[quickest] > WORTH_COMPILING:
+        if backend == "auto" and num_steps * seconds[quickest] > WORTH_COMPILING * traced[quickest]:
             for candidate in layouts:
                 try:
                     measure("inductor", candidate)
@@ -82,15 +83,16 @@ def fastest(
     return {"backend": best[0], "layout": best[1]}, graphs[best] if len(graphs) == 1 else None
 
 
-def timed(objective: Objective, x: Tensor, *, backend: str, layout: str) -> tuple[float, Graph]:
-    """Seconds a step, and the graph; logs how long it took to trace and compile."""
+def timed(objective: Objective, x: Tensor, *, backend: str, layout: str) -> tuple[float, float, Graph]:
+    """Seconds a step, seconds until there was a first one, traced and compiled, and the graph."""
     laid_out(objective.vae, layout)
     x = in_layout(x, layout)
     started = time.perf_counter()
     graph = compile_gradients(objective, x, backend=backend)
     graph(x)
-    logger.info("%s, %s: traced and ready in %.1f s", backend, layout, time.perf_counter() - started)
-    return seconds_per_step(graph, x), graph
+    taken = time.perf_counter() - started
+    logger.info("%s, %s: traced and ready in %.1f s", backend, layout, taken)
+    return seconds_per_step(graph, x), taken, graph
 
 
 def seconds_per_step(graph: Callable[[Tensor], Any], x: Tensor) -> float:

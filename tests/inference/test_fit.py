@@ -358,11 +358,11 @@ def test_the_fastest_way_is_measured_only_where_it_matters(images, monkeypatch):
     import pyro_mvae.inference.fastest as fastest
 
     times = {("eager", "channels_last"): 0.03, ("eager", "contiguous"): 0.02, ("inductor", "channels_last"): 0.01}
-    asked = []
+    asked, tracing = [], [2.0]
 
     def timed(objective, x, *, backend, layout):
         asked.append((backend, layout))
-        return times.get((backend, layout), 0.05), None
+        return times.get((backend, layout), 0.05), tracing[0], None
 
     monkeypatch.setattr(fastest, "timed", timed)
     objective, x = Objective(small()), images[:8].float() / 255
@@ -377,6 +377,9 @@ def test_the_fastest_way_is_measured_only_where_it_matters(images, monkeypatch):
     assert len(asked) == 2
     assert choice(100_000) == ("inductor", "channels_last")
     assert len(asked) == 4
+    tracing[0] = 20.0
+    assert choice(100_000) == ("eager", "contiguous"), "so much is computed that compiling would take longer than the run"
+    assert choice(200_000) == ("inductor", "channels_last")
     assert choice(100_000, layout="contiguous") == ("eager", "contiguous")
     assert choice(100_000, backend="inductor", layout="contiguous") == ("inductor", "contiguous")
     assert asked == []
