@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import torch
 from beartype import BeartypeConf, FrozenDict
@@ -13,7 +14,8 @@ traceable = BeartypeConf(
     hint_overrides=FrozenDict({int: int | torch.SymInt}),
     claw_skip_package_names=("pyro_mvae.nets",),
 )
-beartype_package("pyro_mvae", conf=traceable)
+if sys.version_info >= (3, 11):  # before, a function that `contextmanager` decorates can't be told from one that yields
+    beartype_package("pyro_mvae", conf=traceable)
 
 import pyro  # noqa: E402
 import pytest  # noqa: E402
