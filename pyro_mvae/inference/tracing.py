@@ -173,10 +173,13 @@ def traceable() -> Iterator[None]:
     def key(frame: CondIndepStackFrame) -> tuple[Any, ...]:
         return frame.name, frame.dim, str(frame.size), frame.counter  # the symbol of a size has no hash
 
+    def apply(function: Any, *args: Any) -> Any:  # not a method of the recorder's: Python 3.10 makes no class method of one
+        return recorder.apply(function, *args)
+
     with ExitStack() as stack:
         stack.enter_context(pyro.validation_enabled(False))
         recorder = stack.enter_context(AnySize())
-        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(recorder.apply)))
+        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
         stack.enter_context(mock.patch.object(subsample_messenger, "len", lambda values: values.shape[0], create=True))
         stack.enter_context(mock.patch.object(IndepMessenger, "__iter__", counted))
         for name in ("torch_isnan", "torch_isinf"):
