@@ -6,6 +6,7 @@ import ast
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pyro_mvae import compress
@@ -76,6 +77,8 @@ def apply(
     count(epochs, "epochs", 0)
     count(nll_samples, "nll_samples")
     path = path_for(out, overwrite=overwrite)
+    if path.resolve() == Path(checkpoint).resolve():
+        raise ValueError(f"{path} is the model itself: give another name for what becomes of it")
     model = load_model(checkpoint)
     images = suited(load_data(data, size=model.image_shape[1], seed=seed, progress=progress), model.config["likelihood"])
 
@@ -88,8 +91,8 @@ def apply(
     before = standing(model)
     for each in named:
         model = each(model, images.train.images)
-    path.unlink(missing_ok=True)
     if epochs:
+        path.unlink(missing_ok=True)  # what is there would be taken for the stage that is to be resumed
         how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "resume": resume}
         model, _ = fit_stage(model, images, path, description="Training", progress=progress, **how)
     else:

@@ -30,7 +30,7 @@ from pyro_mvae.inference.asvi import Interrupted, check_settings
 from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, VQVAE, model_class
-from pyro_mvae.recipe import CLUSTERED, Recipe, recipe_of
+from pyro_mvae.recipe import CLUSTERED, RECIPES, Recipe, recipe_of
 from pyro_mvae.side_by_side import each_by_itself
 from pyro_mvae.table9 import PAPER, table9, write_table9
 from pyro_mvae.train import initialized, usual_epochs
@@ -135,7 +135,7 @@ def compare(
     images = load_data(settings.data, size=settings.size, progress=progress)
     settings = replace(settings, epochs=settings.epochs or max(usual_epochs(len(images.train)) // 3, 3))
     check_models(settings, images)
-    claim(out / SETTINGS, asdict(settings), what="comparison", free=("models", "seeds"))
+    claim(out / SETTINGS, {**asdict(settings), "recipes": RECIPES}, what="comparison", free=("models", "seeds"))
     for folder in ("results", "checkpoints"):
         (out / folder).mkdir(exist_ok=True)
     failures = measure_all(settings, images, out, processes=processes, progress=progress)

@@ -10,6 +10,8 @@ from pyro_mvae.inference.tuning import Controller, OneCycle, quantization_error
 
 CLUSTERED = ("vade", "gmvae", "mvae")
 BITS = 8
+RECIPES = 2
+"""A comparison is gone on with where its models were made and trained by these; another number for other recipes."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Recipe:
 
 
 def recipe_of(name: str, *, num_clusters: int) -> Recipe:
-    """How a model is compared with others: as its authors describe it.
+    """How a model is made and trained, to be compared with others.
 
     The mVAE is the paper's: a mixture for a prior and a Bayesian likelihood, (6) to (12), and the miniaturisation objective (14):
     groups of weights are drawn to 0, (15), weights to what 8 bits can hold, (17), at a λ that follows the rounding error

@@ -94,4 +94,5 @@ def test_nothing_is_written_for_a_mistake(folder, tmp_path):
     assert not list(tmp_path.iterdir())
     before = vae.read_bytes()
     assert "exists" in run("apply", vae, vae, *prune, code=2).stderr
+    assert "is the model itself" in run("apply", vae, vae, *prune, "--overwrite", code=2).stderr
     assert vae.read_bytes() == before

@@ -155,6 +155,11 @@ def test_a_folder_of_something_else_is_refused(compared, folder, tmp_path):
     out, _ = compared
     with pytest.raises(ValueError, match="holds a comparison with epochs=1, not 2"):
         pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=out, **{**SMALL, "epochs": 2})
+    settings, older = json.loads((out / "compare.json").read_text()), tmp_path / "older"
+    older.mkdir()
+    (older / "compare.json").write_text(json.dumps({**settings, "recipes": 1}))
+    with pytest.raises(ValueError, match="holds a comparison with recipes=1, not 2"):
+        pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=older, **SMALL)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty and holds no comparison"):
         pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=tmp_path, **SMALL)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pyro_mvae import VAE, Interrupted, Objective, Quantize, fit, load_model, penalties, save_model, tuning
+from pyro_mvae import VAE, Interrupted, Quantize, fit, load_model, penalties, save_model, tuning
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.stage import fit_stage
 from tests.catalog import MODELS, SIZES, unchecked
@@ -331,71 +331,3 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     assert json.dumps(read(path)[1]["notes"]) == '{"history": [{"loss": 1.0}]}'
-
-
-def test_a_run_goes_on_with_the_backend_it_began_with(tmp_path, images, monkeypatch):
-    import pyro_mvae.inference.asvi as asvi
-
-    asked = []
-    original = asvi.compile_gradients
-    choice = {"backend": "eager", "layout": "channels_last"}
-    monkeypatch.setattr(asvi, "fastest", lambda *arguments, **more: (asked.append("measured"), (choice, None))[1])
-
-    def compile_gradients(objective, example, *, backend):
-        asked.append(backend)
-        return original(objective, example)
-
-    monkeypatch.setattr(asvi, "compile_gradients", compile_gradients)
-    settings = {"epochs": 2, "checkpoint": tmp_path / "state.safetensors"}
-    with pytest.raises(Interrupted):
-        fit(small(), images[:180], **settings, progress=interrupt_at(2))
-    fit(small(), images[:180], **settings, resume=True)
-    fit(small(), images[:180], **settings, resume=True, compile="inductor")
-    assert asked == ["measured", "eager", "eager", "inductor"]
-
-
-def test_the_fastest_way_is_measured_only_where_it_matters(images, monkeypatch):
-    import pyro_mvae.inference.fastest as fastest
-
-    times = {("eager", "channels_last"): 0.03, ("eager", "contiguous"): 0.02, ("inductor", "channels_last"): 0.01}
-    asked, tracing = [], [2.0]
-
-    def timed(objective, x, *, backend, layout):
-        asked.append((backend, layout))
-        return times.get((backend, layout), 0.05), tracing[0], None
-
-    monkeypatch.setattr(fastest, "timed", timed)
-    objective, x = Objective(small()), images[:8].float() / 255
-
-    def choice(num_steps, **told):
-        asked.clear()
-        return tuple(fastest.fastest(objective, x, num_steps=num_steps, **told)[0].values())
-
-    assert choice(10) == ("eager", "channels_last")
-    assert len(asked) == 1
-    assert choice(2000) == ("eager", "contiguous")
-    assert len(asked) == 2
-    assert choice(100_000) == ("inductor", "channels_last")
-    assert len(asked) == 4
-    tracing[0] = 20.0
-    assert choice(100_000) == ("eager", "contiguous"), "so much is computed that compiling would take longer than the run"
-    assert choice(200_000) == ("inductor", "channels_last")
-    assert choice(100_000, layout="contiguous") == ("eager", "contiguous")
-    assert choice(100_000, backend="inductor", layout="contiguous") == ("inductor", "contiguous")
-    assert asked == []
-
-
-def test_a_compiled_run_is_that_of_the_graph_to_rounding_and_says_how_long_it_took_to_compile(images, caplog):
-    models = [small(), small()]
-    with caplog.at_level("INFO", logger="pyro_mvae"):
-        histories = [
-            fit(model, images[:180], epochs=2, compile=how) for model, how in zip(models, ("eager", "inductor"), strict=True)
-        ]
-    assert caplog.text.count("traced") >= 2
-    assert "compiled in" in caplog.text
-    for column in ("loss", "kl", "likelihood"):
-        assert histories[1][column].tolist() == pytest.approx(histories[0][column].tolist(), rel=5e-3)
-    with pytest.raises(ValueError, match="compile is 'fast'"):
-        fit(small(), images, compile="fast")
-    with pytest.raises(ValueError, match="layout is 'rows'"):
-        fit(small(), images, layout="rows")
