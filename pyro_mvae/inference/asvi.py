@@ -24,6 +24,7 @@ from pyro_mvae.inference import checkpoint as files
 from pyro_mvae.inference.compiled import BACKENDS, Graph, compile_gradients
 from pyro_mvae.inference.fastest import LAYOUTS, fastest, in_layout, laid_out
 from pyro_mvae.inference.history import Callback
+from pyro_mvae.inference.memory import freed_memory_kept
 from pyro_mvae.inference.numbers import above, count, number
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.optimizers import OptimizerFactory, check_factory, described, make_optimizers
@@ -197,7 +198,7 @@ def fit(
         seconds_between=checkpoint_seconds,
         parallel=parallel,
     )
-    with own_noise(), ExitStack() as stack:
+    with own_noise(), freed_memory_kept(), ExitStack() as stack:
         torch.manual_seed(seed)
         if resume and run.path and files.exists(run.path):
             run.load()

@@ -301,20 +301,29 @@ class Invariant:
     For models with clusters: it makes them kinds of things that stay what they are when they are turned or shifted, about equally
     frequent.
 
+    Args:
+        every: one picture of so many is moved, which takes that much less of the time that encoding them a second time does;
+            batches have to be large enough to say what is frequent.
+
     Raises:
-        ValueError: when it is called with a model without clusters.
+        ValueError: for an `every` below 1, or when it is called with a model without clusters.
     """
 
     weight: float
+    every: int = 1
     name: str = field(default="invariant", repr=False)
+
+    def __post_init__(self) -> None:
+        count(self.every, "every")
 
     def __call__(self, vae: Any, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
         if vae.num_clusters is None:
             raise ValueError(f"a {type(vae).__name__} has no clusters: Invariant is for a model with num_clusters")
         means = [guide_sites[name]["fn"].mean for name in ("z", "w") if name in guide_sites]
         with statistics_kept(vae):
-            moved_clusters = vae.clusters(moved(x))
-        return math.log(vae.num_clusters) - mutual_information(vae.clusters_at(*means), moved_clusters)
+            moved_clusters = vae.clusters(moved(x[:: self.every]))
+        clusters = vae.clusters_at(*means)[:: self.every]
+        return math.log(vae.num_clusters) - mutual_information(clusters, moved_clusters)
 
 
 def mutual_information(p: Tensor, q: Tensor) -> Tensor:

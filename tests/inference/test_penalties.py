@@ -202,19 +202,30 @@ def test_pictures_are_moved_each_in_its_own_way_and_stay_where_they_are_without_
     assert float((quarter - turned).abs().mean((1, 2, 3)).min()) < float((quarter - turned).abs().mean((1, 2, 3)).median()) / 3
 
 
-def test_clusters_are_drawn_to_what_moving_leaves_alone():
+@pytest.mark.parametrize("every", [1, 2])
+def test_clusters_are_drawn_to_what_moving_leaves_alone(every):
     """Bars that lie and bars that stand: with the penalty a cluster says more of where the moved bar will be found."""
     images = torch.zeros(256, 1, 16, 16, dtype=torch.uint8)
     for i in range(256):
         images[i, 0, 4 + i % 7 : 6 + i % 7, 3:13] = 255
-    images[::2] = images[::2].transpose(2, 3)
+    images[:128] = images[:128].transpose(2, 3).clone()
     left = []
     for weight in (0.0, 100.0):
         torch.manual_seed(0)
         vae = MODELS["MVAE"]((1, 16, 16))
-        history = fit(vae, images, epochs=40, batch_size=64, penalties=[penalties.Invariant(weight)])
+        history = fit(vae, images, epochs=40, batch_size=64, penalties=[penalties.Invariant(weight, every=every)])
         left.append(history["invariant"].iloc[-1])
     assert left[1] < 0.7 * left[0]
+
+
+def test_one_picture_of_so_many_is_moved(monkeypatch):
+    """The clusters of the first, third and fifth picture are held against those of the same pictures, moved."""
+    vae, x = MODELS["MVAE"]((1, 16, 16)).eval(), torch.rand(5, 1, 16, 16)
+    monkeypatch.setattr(penalties, "moved", lambda x: x)
+    sites = {"z": {"fn": torch.distributions.Normal(vae.encode(x), 1.0)}}
+    found = penalties.Invariant(1.0, every=2)(vae, x, {}, sites)
+    expected = vae.clusters(x[::2])
+    assert torch.allclose(found, math.log(3) - penalties.mutual_information(expected, expected), atol=1e-5)
 
 
 def test_moved_pictures_leave_no_trace_in_the_running_statistics():
@@ -249,6 +260,8 @@ def test_mistakes_are_explained():
         Objective(vae, [penalties.Round(1.0), penalties.Round(1.0, bits=4)])
     with pytest.raises(ValueError, match="bits is 1"):
         penalties.Round(1.0, bits=1)
+    with pytest.raises(ValueError, match="every is 0"):
+        penalties.Invariant(1.0, every=0)
     with pytest.raises(ValueError, match="VAE has no clusters"):
         Objective(MODELS["VAE"]((1, 16, 16)), [penalties.Invariant(1.0)])(torch.rand(2, 1, 16, 16))
 
