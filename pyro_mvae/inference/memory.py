@@ -17,8 +17,8 @@ USUAL = {TRIM_THRESHOLD: 2**26, MMAP_THRESHOLD: 2**25}
 def freed_memory_kept() -> Iterator[None]:
     """Keep what is freed in here, instead of giving it to the system and asking for the same pages, emptied, a moment later.
 
-    A step's maps of half a megabyte and more are at the thresholds of glibc's allocator: pages that come and go take up to a fifth
-    of a step. The process holds no more at its peak, and gives all back in the end. Other allocators are left alone.
+    A step's maps, of half a megabyte and more, are at the thresholds of glibc's allocator: pages that come and go take up to a
+    fifth of a step. The process holds no more at its peak, and gives all back in the end. Other allocators are left alone.
 
     Example:
         >>> with freed_memory_kept():

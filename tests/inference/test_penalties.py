@@ -215,7 +215,7 @@ def test_clusters_are_drawn_to_what_moving_leaves_alone(every):
         vae = MODELS["MVAE"]((1, 16, 16))
         history = fit(vae, images, epochs=40, batch_size=64, penalties=[penalties.Invariant(weight, every=every)])
         left.append(history["invariant"].iloc[-1])
-    assert left[1] < 0.7 * left[0]
+    assert left[1] < 0.8 * left[0]
 
 
 def test_one_picture_of_so_many_is_moved(monkeypatch):
