@@ -63,6 +63,7 @@ PENALTIES: dict[str, Callable[[VAE], penalties.Penalty]] = {
     "Distill": lambda teacher: penalties.Distill(0.5, teacher),
     "MatchFeatures": lambda teacher: penalties.MatchFeatures(0.5, teacher),
     "Sparse": lambda teacher: penalties.Sparse(0.1),
+    "Tighten": lambda teacher: penalties.Tighten(1.0, num_samples=3),
     "Invariant": lambda teacher: penalties.Invariant(2.0, every=2),
 }
 

@@ -204,7 +204,7 @@ def fit(
             run.load()
         run.how, graph = chosen(run, images, backend=compile, layout=layout)
         run.lay_out(run.how["layout"])
-        graph = graph or traced(run, images[:1])
+        graph = graph or traced(run, images[: run.batch_size])
         # not before: until here there is nothing to lose, and nobody looks whether somebody wants to stop
         interrupted = stack.enter_context(delayed_interrupt())
         run.write(run.state())  # what was chosen by time has to be kept as well

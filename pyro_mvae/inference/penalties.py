@@ -302,8 +302,8 @@ class Invariant:
     frequent.
 
     Args:
-        every: one picture of so many is moved, which takes that much less of the time that encoding them a second time does;
-            batches have to be large enough to say what is frequent.
+        every: one picture of so many is moved, the first ones of a batch: so many times less is encoded twice. Batches have to be
+            large enough to say what is frequent.
 
     Raises:
         ValueError: for an `every` below 1, or when it is called with a model without clusters.
@@ -321,9 +321,42 @@ class Invariant:
             raise ValueError(f"a {type(vae).__name__} has no clusters: Invariant is for a model with num_clusters")
         means = [guide_sites[name]["fn"].mean for name in ("z", "w") if name in guide_sites]
         with statistics_kept(vae):
-            moved_clusters = vae.clusters(moved(x[:: self.every]))
-        clusters = vae.clusters_at(*means)[:: self.every]
-        return math.log(vae.num_clusters) - mutual_information(clusters, moved_clusters)
+            number: Any = torch.sym_max(x.shape[0] // self.every, 2)  # two can be normalised by their batch
+            moved_clusters = vae.clusters(moved(x[:number]))
+        return math.log(vae.num_clusters) - mutual_information(vae.clusters_at(*means)[:number], moved_clusters)
+
+
+@dataclass(frozen=True)
+class Tighten:
+    """λ (ELBO − L_K), L_K = E[log 1/K Σₖ wₖ], wₖ = p(x, zₖ, θ′ₖ) / q(zₖ, θ′ₖ|x): where λ is 1, L_K is what (14) maximises.
+
+    L_K ≤ log p(x) is the importance-weighted bound, the tighter the larger K. It asks of q(z|x) that a good code be among K, not
+    that each be good: a small encoder loses less by it. R is 0 or less; K codes are decoded besides the one of the ELBO.
+
+    Args:
+        num_samples: K.
+
+    Raises:
+        ValueError: for an impossible K, or when it is called with a model without importance samples, or with a single code.
+
+    Source: Burda, Grosse and Salakhutdinov, Importance Weighted Autoencoders, 2016.
+    """
+
+    weight: float = 1.0
+    num_samples: int = 5
+    name: str = field(default="tighten", repr=False)
+
+    def __post_init__(self) -> None:
+        count(self.num_samples, "num_samples", 2)
+
+    def __call__(self, vae: Any, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
+        if not hasattr(vae, "propose") or getattr(vae, "point", False):
+            raise ValueError(f"a {type(vae).__name__} draws no codes to weigh: Tighten is for models with a density q(z|x)")
+        with statistics_kept(vae):
+            latents, weights = vae.propose(x, self.num_samples)
+            likelihood = vae.conditional(*(value.flatten(0, 1) for value in latents))
+            weights = weights + likelihood.log_prob(x.repeat(self.num_samples, 1, 1, 1)).view_as(weights)
+        return (weights.mean(0) - weights.logsumexp(0)).mean() + math.log(self.num_samples)
 
 
 def mutual_information(p: Tensor, q: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.data import Data
 from pyro_mvae.models.vade import found_clusters
-from pyro_mvae.models.vae import VAE, checked_cluster, whole
+from pyro_mvae.models.vae import VAE, checked_cluster, draws, whole
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets import make_nets
 from pyro_mvae.nets.channels import keep_outputs
@@ -110,7 +110,7 @@ class GMVAE(VAE):
         """z, drawn from q, and log p(w) Σ_y p(y) p(z|w, y) − log q(w|x) q(z|x)."""
         self.check(x)
         style, posterior = self.style_posterior(x), self.posterior(x)
-        w, z = style.sample((num_samples,)), posterior.sample((num_samples,))
+        w, z = draws(style, num_samples), draws(posterior, num_samples)
         log_prior = self.style_prior(x.shape[0]).log_prob(w) + self.components.log_prob(w, z).logsumexp(-1)
         return self.propose_theta(x, z, log_prior - style.log_prob(w) - posterior.log_prob(z))
 

@@ -173,13 +173,13 @@ class VAE(nn.Module):
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """What `conditional` needs, drawn from the guide, and log p(z, θ′) − log q(z, θ′|x): for importance sampling.
 
-        Images are encoded once, whatever the number of samples K is.
+        Images are encoded once, whatever the number of samples K is; draws have gradients where their distributions allow it.
 
         Shapes: (n, C, H, W) → (K, n, …) each, (K, n).
         """
         self.check(x)
         posterior = self.posterior(x)
-        z = posterior.sample((num_samples,))
+        z = draws(posterior, num_samples)
         return self.propose_theta(x, z, self.prior(x.shape[0]).log_prob(z) - posterior.log_prob(z))
 
     def propose_theta(self, x: Tensor, z: Tensor, weights: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -187,7 +187,7 @@ class VAE(nn.Module):
         if self.theta is None:
             return (z,), weights
         posterior = self.theta_posterior(x)
-        theta = posterior.sample((len(z),))
+        theta = draws(posterior, len(z))
         return (z, theta), weights + self.theta.prior(x.shape[0]).log_prob(theta) - posterior.log_prob(theta)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -319,6 +319,12 @@ def register(name: str, module: nn.Module) -> None:
         if full_name in store and store[full_name] is not value:
             del store[full_name]
     pyro.module(name, module)
+
+
+def draws(distribution: TorchDistributionMixin, num_samples: int) -> Tensor:
+    """Independent samples, with a gradient where the distribution has one for them; (num_samples, n, …)."""
+    shape = torch.Size([num_samples])
+    return distribution.rsample(shape) if distribution.has_rsample else distribution.sample(shape)
 
 
 def checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
