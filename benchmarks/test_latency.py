@@ -27,7 +27,7 @@ def test_latency_digits(record):
     held_against_teacher(FOLDER, models, record, "latency-digits")
 
 
-STUDENTS = {"size": "compress-size-mnist", "macs": "compress-macs-mnist", "both": "compress-search-mnist"}
+STUDENTS = {name: f"compress-{name}-mnist" for name in ("size", "tenth", "macs", "search")}
 
 
 @pytest.mark.parametrize(("student", "search"), STUDENTS.items(), ids=STUDENTS)

@@ -14,7 +14,7 @@ from pyro_mvae.atomic import write_text
 from pyro_mvae.data import Data
 from pyro_mvae.data.images import Split
 from pyro_mvae.inference import fit
-from pyro_mvae.inference.penalties import Distill, Penalty
+from pyro_mvae.inference.penalties import Distill, Penalty, Tighten
 from pyro_mvae.models import VAE
 from pyro_mvae.search.plans import Plan
 
@@ -73,6 +73,19 @@ def pace(alone: float, lesson: float) -> Pace:
     return Pace(alone + lesson if distilled else alone, distilled)
 
 
+def last_epochs(
+    plan: Plan, teacher: VAE, data: Data, out: Path, *, pace: Pace, weight: float, samples: int, seconds: float
+) -> int:
+    """How many epochs there is time for in the last round, where several codes are drawn for each image."""
+    path, key = out / "paces.json", f"{plan.name}, {samples} codes"
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    if key not in known:
+        taught_by = lessons(teacher, weight if pace.distilled else 0.0, importance_samples=samples)
+        known[key] = seconds_an_epoch(plan, teacher, data, taught_by)
+        write_text(path, json.dumps(known, indent=1) + "\n")
+    return replace(pace, seconds=known[key]).epochs(seconds)
+
+
 def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, taught_by: Sequence[Penalty]) -> float:
     """Of one student alone, on one thread."""
     threads = torch.get_num_threads()
@@ -91,6 +104,12 @@ def batch_size(data: Data) -> int:
     return 2 * BATCH_SIZE if len(data.train) >= MANY else BATCH_SIZE
 
 
-def lessons(teacher: VAE, weight: float) -> list[Penalty]:
-    """What a student learns from its teacher; nothing where q(z|x) is one point, as in a VQ-VAE: no KL is finite then."""
-    return [] if teacher.point or not weight else [Distill(weight, teacher)]
+def lessons(teacher: VAE, weight: float, *, importance_samples: int = 1) -> list[Penalty]:
+    """What a student learns besides the ELBO: from its teacher, and to make do with the best of several codes.
+
+    Nothing where q(z|x) is one point, as in a VQ-VAE: no KL is finite then, and all codes are one.
+    """
+    if teacher.point:
+        return []
+    distilled: list[Penalty] = [Distill(weight, teacher)] if weight else []
+    return [*distilled, Tighten(1.0, num_samples=importance_samples)] if importance_samples > 1 else distilled

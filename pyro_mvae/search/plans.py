@@ -18,8 +18,10 @@ from pyro_mvae.search.student import ROUND_TO, estimated_bytes, rounded
 
 TAPERS = {"mobile": (1.0, 0.75, 4 / 3), "conv": (1.0, 4 / 3)}
 """What each width is multiplied by from one map to the next smaller one, besides what is usual."""
-CONV_DEPTHS, CONV_HIDDEN = (2, 3), (1, 3)
-"""Maps of convolutional nets, and their hidden units, × what is usual: a dense layer is cheap where multiply-adds are dear."""
+CONV_DEPTHS = (2, 3)
+"""Maps of convolutional nets."""
+CONV_HIDDEN = ((1, 1.0), (3, 1.0), (6, 0.5))
+"""Their hidden units, × what is usual: a dense layer is cheap where multiply-adds are dear; and their encoders, as in `Plan`."""
 SHARES = (1.0, 0.7, 0.45)
 """Of the budget: one student as large as it allows, and two that show what less would cost."""
 SCALES = [0.12 * 1.08**i for i in range(48)]
@@ -31,9 +33,12 @@ Estimates = Mapping[str, Callable[[VAE], float]]
 class Plan:
     """The kind and the sizes of a student's nets, and the bits of its weights.
 
+    Attributes:
+        encoder: its widths and hidden units, × the decoder's, which are those given.
+
     Example:
-        >>> Plan("mobile", (8, 16), 32, 4, 8).name
-        'mobile-w8-16-h32-z4-b8'
+        >>> Plan("mobile", (8, 16), 32, 4, 8).name, Plan("conv", (8, 16), 288, 4, 8, encoder=0.5).name
+        ('mobile-w8-16-h32-z4-b8', 'conv-w8-16-h288-z4-b8-e0.5')
     """
 
     net: str
@@ -41,18 +46,27 @@ class Plan:
     hidden: int
     latent_dim: int
     weight_bits: int
+    encoder: float = 1.0
 
     @property
     def name(self) -> str:
         """What its files are called."""
-        return f"{self.net}-w{'-'.join(map(str, self.widths))}-h{self.hidden}-z{self.latent_dim}-b{self.weight_bits}"
+        name = f"{self.net}-w{'-'.join(map(str, self.widths))}-h{self.hidden}-z{self.latent_dim}-b{self.weight_bits}"
+        return name if self.encoder == 1 else f"{name}-e{self.encoder:g}"
 
     def student(self, teacher: VAE, *, seed: int = 0) -> VAE:
         """A new model of the teacher's class with these nets, and the teacher's prior where it learned one."""
-        sizes = {"net": self.net, "widths": self.widths, "hidden": self.hidden, "latent_dim": self.latent_dim}
+
+        def made(share: float) -> VAE:
+            *widths, hidden = (size if share == 1 else rounded(share * size) for size in (*self.widths, self.hidden))
+            sizes = {"net": self.net, "widths": widths, "hidden": hidden, "latent_dim": self.latent_dim}
+            return type(teacher)(**{**teacher.config, **sizes})
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            student = type(teacher)(**{**teacher.config, **sizes})
+            student = made(1.0)
+            if self.encoder != 1:
+                student.encoder = made(self.encoder).encoder
         student.load_state_dict({**student.state_dict(), **beside_nets(teacher, like=student)})
         return student
 
@@ -98,11 +112,12 @@ class Shape:
     net: str
     widths: tuple[float, ...]
     hidden: float
+    encoder: float = 1.0
 
     def plan(self, scale: float, latent_dim: int, bits: int) -> Plan:
         """The nets of a size."""
         sizes = [rounded(scale * n) for n in (*self.widths, self.hidden)]
-        return Plan(self.net, tuple(sizes[:-1]), sizes[-1], latent_dim, bits)
+        return Plan(self.net, tuple(sizes[:-1]), sizes[-1], latent_dim, bits, self.encoder)
 
 
 def shapes(teacher: VAE) -> list[Shape]:
@@ -115,16 +130,16 @@ def shapes(teacher: VAE) -> list[Shape]:
     ]
     (first, *_), hidden = usual_sizes("conv", teacher.image_shape)
     conv = [
-        tapered("conv", [first * 2**i for i in range(depth)], hidden * more, taper)
+        tapered("conv", [first * 2**i for i in range(depth)], hidden * more, taper, encoder)
         for depth in CONV_DEPTHS
-        for more in CONV_HIDDEN
         for taper in TAPERS["conv"]
+        for more, encoder in CONV_HIDDEN
     ]
     return [shape for pair in itertools.zip_longest(mobile, conv) for shape in pair if shape is not None]
 
 
-def tapered(net: str, widths: Sequence[int], hidden: int, taper: float) -> Shape:
-    return Shape(net, tuple(width * taper**i for i, width in enumerate(widths)), hidden * taper ** (len(widths) - 1))
+def tapered(net: str, widths: Sequence[int], hidden: int, taper: float, encoder: float = 1.0) -> Shape:
+    return Shape(net, tuple(width * taper**i for i, width in enumerate(widths)), hidden * taper ** (len(widths) - 1), encoder)
 
 
 def largest(

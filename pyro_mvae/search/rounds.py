@@ -44,6 +44,7 @@ class Lesson:
 
     Attributes:
         distill: λ of (19); 0 where it learns from the data alone.
+        importance_samples: K of the bound that is maximised in the last round, the ELBO for 1.
         seed: of weights and noise.
         files: the folder of what `handed_over` wrote.
         out: the folder of the search.
@@ -53,6 +54,7 @@ class Lesson:
     seed: int
     files: Path
     out: Path
+    importance_samples: int = 1
 
 
 def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path) -> Path:
@@ -112,7 +114,7 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
     last = rung == len(RUNGS) - 1
     rounding = max(epochs // 4, 1) if last and epochs > 1 else 0
     common: dict[str, Any] = {"batch_size": batch_size(data), "seed": lesson.seed + rung, "resume": True}
-    taught_by = lessons(teacher, lesson.distill)
+    taught_by = lessons(teacher, lesson.distill, importance_samples=lesson.importance_samples if last else 1)
     path = folder / f"{plan.name}-{rung}.float.safetensors"
     model, _ = fit_stage(model, data, path, epochs=epochs - rounding, lr=LR, penalties=taught_by, **common)
     small = Quantize(weight_bits=plan.weight_bits)(model.eval(), data.train.images)
@@ -126,7 +128,7 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
         "name": plan.name,
         **asdict(plan),
         "epochs": done,
-        "distilled": bool(taught_by),
+        "distilled": lesson.distill > 0 and not teacher.point,
         "rounded": "in training" if rounding else "after",
         "held_out": round(bound.nats, 4),
     }

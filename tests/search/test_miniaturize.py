@@ -15,10 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_mvae import load_model
+from pyro_mvae import load_model, save_model
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data, Split
 from pyro_mvae.evaluate.cost import num_macs
+from pyro_mvae.inference.checkpoint import read
 from pyro_mvae.nets.quantized import is_quantized
 from pyro_mvae.search import Budget, BudgetError, Cost, cost_of, miniaturize, pace
 from pyro_mvae.search.miniaturize import with_held_out
@@ -113,6 +114,34 @@ def test_a_student_is_given_the_prior_that_its_teacher_learned():
     assert learned
     for name in learned:
         assert torch.equal(student.get_parameter(name), teacher.get_parameter(name))
+
+
+def test_a_student_may_have_a_smaller_encoder(tmp_path):
+    teacher = MODELS["VAE"]((1, 16, 16))
+    even, small = (Plan("conv", (8, 16), 32, teacher.latent_dim, 8, encoder=share).student(teacher) for share in (1.0, 0.5))
+    widths = [
+        [layer.out_channels for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)]
+        for net in (even.encoder, small.encoder)
+    ]
+    assert widths == [[8, 16, 32, 4, 4], [4, 8, 16, 4, 4]]
+    assert [p.shape for p in even.decoder.parameters()] == [p.shape for p in small.decoder.parameters()]
+    save_model(tmp_path / "small.safetensors", small)
+    x = torch.rand(3, 1, 16, 16)
+    assert torch.equal(load_model(tmp_path / "small.safetensors").eval().encode(x), small.eval().encode(x))
+    assert cost_of(calibrated(Quantize()(small))).macs == num_macs(small) < num_macs(even)
+
+
+def test_the_last_student_is_trained_on_the_bound_of_several_codes(data, tmp_path, cheap):
+    teacher = MODELS["VAE"]((1, 16, 16)).eval()
+    how = {"budget": Budget(kb=45), "minutes": 0.002, "nll_samples": 2, "latent_dims": (4,), "importance_samples": 3}
+    found = miniaturize(teacher, data, **how, out=tmp_path / "small")
+    assert f"{found.name}, 3 codes" in json.loads((tmp_path / "small" / "paces.json").read_text())
+    fitted = {path.name: read(path)[1]["notes"]["history"] for path in (tmp_path / "small" / "candidates").glob("*.float.*")}
+    told = {name: "tighten" in history[0] for name, history in fitted.items()}
+    assert told == {name: name.endswith("-2.float.safetensors") for name in fitted}
+    assert True in told.values()
+    with pytest.raises(ValueError, match="importance_samples is 0"):
+        miniaturize(teacher, data, **{**how, "importance_samples": 0})
 
 
 def test_costs_are_those_of_the_files():

@@ -8,7 +8,7 @@ import torch
 
 from pyro_mvae import VAE, Data, Split
 from pyro_mvae.search import pace as module
-from pyro_mvae.search.pace import Pace, batch_size, paces
+from pyro_mvae.search.pace import Pace, batch_size, last_epochs, paces
 from pyro_mvae.search.plans import Plan
 from tests.catalog import SIZES
 
@@ -47,6 +47,15 @@ def test_nobody_is_taught_against_his_will(measured, tmp_path):
     found = paces([SLOW, FAST], {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8), tmp_path, distill=0.0)
     assert found == {SLOW: Pace(10.0, distilled=False), FAST: Pace(1.0, distilled=False)}
     assert (SLOW, True) not in measured
+
+
+def test_the_last_epochs_are_longer(measured, tmp_path):
+    teacher, data = VAE((1, 16, 16), 4, **SIZES), grey(8)
+    found = paces([FAST], {4: teacher}, data, tmp_path, distill=0.0)[FAST]
+    for _ in range(2):
+        epochs = last_epochs(FAST, teacher, data, tmp_path, pace=found, weight=1.0, samples=5, seconds=40.0)
+        assert epochs == 10, "of 4 seconds, the codes' 3 among them, and not those of a lesson that it does not get"
+    assert measured.count((FAST, True)) == 1
 
 
 def test_epochs_of_some_seconds():
