@@ -152,8 +152,8 @@ def calls(model: VAE, paths: Mapping[str, Path], images: Tensor) -> Callable[[],
 def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:
     """The student that the search of a name finds: within the bound that it is called by, or, "search", within both.
 
-    "size" is a fiftieth of the bytes, "tenth" a tenth of the multiply-adds, "macs" a thirtieth. Of few multiply-adds the encoder has
-    few: the last student is trained on the bound of several codes then.
+    "size" is a fiftieth of the bytes, "tenth" a tenth of the multiply-adds, "macs" a thirtieth. Where there are so few, encoders
+    say little, and the last student is trained on the bound of several codes.
     """
     teacher, case = subject.teacher, subject.case
     kb, macs = float_bytes(teacher) / SMALLER / KB, num_macs(teacher)
