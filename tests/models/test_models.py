@@ -23,9 +23,12 @@ from pyro_mvae.models.vae import checked_shape, whole
 from pyro_mvae.nets.causal import Block
 from tests.catalog import BOUNDS, MODELS, OTHER_NETS, SHAPES, unchecked
 
+WHOLE = {**MODELS, "MVAE": lambda shape, **more: MODELS["MVAE"](shape, **{"theta": "weights", **more})}
+"""The mVAE with its clusters and its Bayesian likelihood at once."""
+
 CASES = [
     (name, shape, more)
-    for name in MODELS
+    for name in WHOLE
     for shape, more in zip(
         SHAPES, ({"likelihood": "bernoulli"}, {"likelihood": "logistic", "net": OTHER_NETS[name]}), strict=True
     )
@@ -38,10 +41,10 @@ def x_for(shape, n=4):
 
 @pytest.mark.parametrize(("name", "shape", "more"), CASES)
 def test_shapes_and_sites(name, shape, more):
-    vae, x = MODELS[name](shape, **more), x_for(shape)
+    vae, x = WHOLE[name](shape, **more), x_for(shape)
     trace = poutine.trace(vae.model).get_trace(x)
     guide = poutine.trace(vae.guide).get_trace(x)
-    also = {"w", "y"} if name == "GMVAE" else set()
+    also = {"GMVAE": {"w", "y"}, "MVAE": {"theta"}}.get(name, set())
     latent = {site for site, node in guide.nodes.items() if node["type"] == "sample" and not factor_or_plate(node)}
     sites = {site for site, node in trace.nodes.items() if node["type"] == "sample" and not factor_or_plate(node)}
     assert (latent, sites) == ({"z", *also}, {"z", "x", *also})
@@ -57,10 +60,10 @@ def factor_or_plate(node):
     return isinstance(node["fn"], pyro.distributions.Unit) or type(node["fn"]).__name__ == "_Subsample"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_bayesian_likelihood_is_in_the_pair_of_every_model(name, images):
     """Site `theta` in both, a KL of its own, a gradient for each of its parameters, and importance weights."""
-    vae, x = MODELS[name]((1, 16, 16), theta="weights"), x_for((1, 16, 16)).round()
+    vae, x = WHOLE[name]((1, 16, 16), theta="weights"), x_for((1, 16, 16)).round()
     for program in (vae.model, vae.guide):
         assert poutine.trace(program).get_trace(x).nodes["theta"]["value"].shape == (4, vae.theta.size)
     terms = Objective(vae)(x)
@@ -72,9 +75,9 @@ def test_a_bayesian_likelihood_is_in_the_pair_of_every_model(name, images):
     fit(vae, images[:32], epochs=1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_model_is_saved_and_read_to_the_bit(name, images, tmp_path):
-    vae = MODELS[name]((1, 16, 16))
+    vae = WHOLE[name]((1, 16, 16))
     fit(vae, images[:32], epochs=1)
     save_model(tmp_path / "vae.safetensors", vae)
     loaded = load_model(tmp_path / "vae.safetensors")
@@ -100,7 +103,7 @@ def without_effect(vae):
 @pytest.mark.parametrize(("name", "shape", "more"), CASES)
 def test_compiled_equals_pyro(name, shape, more):
     """Loss and every gradient, for batches that were not traced with; batch normalisation's statistics too."""
-    vae, x = MODELS[name](shape, **more), x_for(shape, 5)
+    vae, x = WHOLE[name](shape, **more), x_for(shape, 5)
     with (
         torch.no_grad()
     ):  # as it is made, a normalisation's scale may have no effect either: its bias is 0, the next takes it away
@@ -129,7 +132,7 @@ def test_compiled_equals_pyro(name, shape, more):
     [*((*case, torch.channels_last) for case in CASES[::2]), (*CASES[0], torch.contiguous_format)],
 )
 def test_gradients_in_the_graph_are_those_of_autograd(name, shape, more, memory_format):
-    vae, x = MODELS[name](shape, **more).to(memory_format=memory_format), x_for(shape, 5)
+    vae, x = WHOLE[name](shape, **more).to(memory_format=memory_format), x_for(shape, 5)
     twin, example = copy.deepcopy(vae), x[:2].contiguous(memory_format=memory_format)
     graph, step = compile_objective(Objective(twin), example), compile_gradients(Objective(vae), example)
     for _ in range(2):
@@ -144,10 +147,10 @@ def test_gradients_in_the_graph_are_those_of_autograd(name, shape, more, memory_
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_plain_pyro_trains_two_models_in_one_process(name):
     x = x_for((1, 16, 16)).round()
-    first, second = MODELS[name]((1, 16, 16)), MODELS[name]((1, 16, 16))
+    first, second = WHOLE[name]((1, 16, 16)), WHOLE[name]((1, 16, 16))
     for vae, other in ((first, second), (second, first), (first, second)):
         svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), BOUNDS.get(name, Trace_ELBO)())
         before, others = copy.deepcopy(dict(vae.named_parameters())), copy.deepcopy(dict(other.named_parameters()))
@@ -156,9 +159,9 @@ def test_plain_pyro_trains_two_models_in_one_process(name):
         assert all(torch.equal(value, others[key]) for key, value in other.named_parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_fit_changes_every_parameter_and_is_reproducible(name, images):
-    vae = MODELS[name]((1, 16, 16))
+    vae = WHOLE[name]((1, 16, 16))
     twin, before = copy.deepcopy(vae), copy.deepcopy(dict(vae.named_parameters()))
     history = fit(vae, images[:64], epochs=1, seed=3)
     torch.rand(7)  # the global random state plays no part
@@ -168,9 +171,9 @@ def test_fit_changes_every_parameter_and_is_reproducible(name, images):
     assert len(history) == 1
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_batch_of_one_and_a_wrong_shape(name):
-    vae = MODELS[name]((1, 16, 16)).eval()
+    vae = WHOLE[name]((1, 16, 16)).eval()
     one = x_for((1, 16, 16), 1)
     assert vae.encode(one).shape == (1, vae.latent_dim)
     assert vae.decode(vae.encode(one)).shape == one.shape
@@ -197,7 +200,7 @@ def test_a_batch_of_one_and_a_wrong_shape(name):
             vae.generate(2, cluster=3)
 
 
-@given(st.sampled_from(sorted(MODELS)), st.sampled_from([1, 3]), st.integers(8, 40), st.integers(8, 40), st.integers(2, 6))
+@given(st.sampled_from(sorted(WHOLE)), st.sampled_from([1, 3]), st.integers(8, 40), st.integers(8, 40), st.integers(2, 6))
 @settings(max_examples=25, deadline=None)
 def test_any_image_size_comes_back(name, channels, height, width, latent_dim):
     kind = model_class(name.lower())
