@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from dataclasses import replace
@@ -28,6 +29,8 @@ def train(
     batch_size: int = 64,
     lr: float = 4e-3,
     latent_dim: int = 16,
+    net: str | None = None,
+    num_clusters: int | None = None,
     likelihood: str | None = None,
     theta: str | None = None,
     size: int | None = None,
@@ -55,7 +58,9 @@ def train(
         checkpoint: a `.safetensors` file to write; while training goes on, its state is beside it.
         data, size: as `load_data`.
         model: "vae", "vade", "gmvae", "infovae", "betavae", "vqvae", "svae", "vaegan" or "mvae"; "vade" and "gmvae" are
-            started from an autoencoder and a mixture, see `VaDE.initialize`.
+            started from an autoencoder and a mixture, see `VaDE.initialize`, "mvae" with clusters from pictures' neighbours.
+        net: "conv", "mobile" or "mlp"; when None, what is usual for the model.
+        num_clusters: of a "vade", "gmvae" or "mvae"; when None, ten, and none for the "mvae".
         epochs: when None, see `usual_epochs`.
         likelihood, theta: as `VAE`; when None, the likelihood suits the data: "bernoulli" for digits, "logistic" for the rest.
             Digits with another than "bernoulli" are grey, not binarised.
@@ -76,9 +81,15 @@ def train(
     kind = model_class(model)
     callbacks = [*([write_csv(history)] if history else []), *([write_tensorboard(tensorboard)] if tensorboard else [])]
     images = suited(load_data(data, size=size, seed=seed, progress=progress), likelihood)
+    made = {
+        "latent_dim": latent_dim,
+        "likelihood": likelihood,
+        "theta": theta,
+        **chosen(kind, net=net, num_clusters=num_clusters),
+    }
     path.unlink(missing_ok=True)
     vae, _ = fit_stage(
-        initialized(kind, images, latent_dim=latent_dim, seed=seed, likelihood=likelihood, theta=theta).to(present(device)),
+        initialized(kind, images, latent_dim=latent_dim, seed=seed, **made).to(present(device)),
         images,
         path,
         optimizer=optimizer_class(optimizer),
@@ -100,6 +111,18 @@ def train(
         description="Training",
     )
     return negative_log_likelihood(vae, images.test.images, binarization=images.binarization, seed=seed, progress=progress)
+
+
+def chosen(kind: type[VAE], *, net: str | None, num_clusters: int | None) -> dict[str, Any]:
+    """Arguments of a model for what was chosen, and nothing where the usual is wanted.
+
+    Example:
+        >>> chosen(VAE, net="mlp", num_clusters=None)
+        {'net': 'mlp'}
+    """
+    if num_clusters is not None and "num_clusters" not in inspect.signature(kind).parameters:
+        raise ValueError(f"a {kind.__name__} has no clusters: give num_clusters to a vade, gmvae or mvae")
+    return {name: value for name, value in {"net": net, "num_clusters": num_clusters}.items() if value is not None}
 
 
 def present(device: str) -> torch.device:

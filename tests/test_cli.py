@@ -254,12 +254,17 @@ def test_train_with_everything(tmp_path):
     how = ["--epochs", 2, "--batch-size", 16, "--likelihood", "gaussian", "--theta", "log_normal", "--kl-weight", 0.5]
     optimizers = ["--optimizer", "root-adam", "--guide-optimizer", "rmsprop", "--guide-lr", 1e-3, "--clip", 100, "--ema", 0.9]
     logs = ["--history", history, "--tensorboard", tmp_path / "board", "--compile", "eager", "--device", "cpu"]
-    run("train", path, "--model", "mvae", "--data", f"folder:{folder}", "--size", 16, *how, *optimizers, *logs)
+    nets = ["--net", "mlp", "--num-clusters", 3]
+    run("train", path, "--model", "mvae", "--data", f"folder:{folder}", "--size", 16, *nets, *how, *optimizers, *logs)
     lines = history.read_text().splitlines()
     assert lines[0].startswith("epoch,loss,kl,likelihood,theta_kl,learning_rate,guide_learning_rate,kl_weight")
     assert len(lines) == 3
     assert list((tmp_path / "board").iterdir())
-    assert load_model(path).config["theta"] == "log_normal"
+    assert {name: load_model(path).config[name] for name in ("theta", "net", "num_clusters")} == {
+        "theta": "log_normal",
+        "net": "mlp",
+        "num_clusters": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -273,6 +278,9 @@ def test_train_with_everything(tmp_path):
         (["--clip", "0"], "clip is 0.0"),
         (["--kl-weight", "-1"], "the weight of kl is -1.0"),
         (["--compile", "fast"], "compile is 'fast'"),
+        (["--net", "cnn"], "net is 'cnn'"),
+        (["--num-clusters", "3"], "a VAE has no clusters"),
+        (["--model", "mvae", "--num-clusters", "0"], "num_clusters is 0"),
     ],
 )
 def test_mistakes_in_train(options, message, tmp_path):

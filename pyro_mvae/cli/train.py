@@ -32,6 +32,8 @@ from pyro_mvae.train import train as run
 @click.option("--history", type=click.Path(dir_okay=False), help="A CSV file to write each epoch's row to.")
 @click.option("--tensorboard", type=click.Path(file_okay=False), help="A folder to write the history to, for TensorBoard.")
 @click.option("--latent-dim", default=16, show_default=True)
+@click.option("--net", help="conv, mobile or mlp; by default what is usual for the model.")
+@click.option("--num-clusters", type=int, help="Of vade, gmvae or mvae; by default ten, none for mvae.")
 @click.option("--likelihood", help="bernoulli, continuous_bernoulli, gaussian or logistic; by default what suits the data.")
 @click.option("--theta", help="A Bayesian likelihood: gamma or log_normal precision, or weights of the last layer.")
 @click.option("--size", type=int, help="Pixels a side, where the data are resized.")
