@@ -11,6 +11,7 @@ from typing import Any
 
 from pyro_mvae import compress
 from pyro_mvae.compress import Pass
+from pyro_mvae.compress.prune import channels
 from pyro_mvae.data import load_data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.cost import num_macs, num_params
@@ -28,11 +29,12 @@ PASSES: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class Standing:
-    """A model in figures: its weights, multiply-adds of encoder and decoder for an image, and its NLL on test images."""
+    """A model in figures: its weights, multiply-adds for an image, NLL on test images, and the channels that each layer gives."""
 
     params: int
     macs: int
     nll: NLL
+    channels: dict[str, int]
 
 
 def apply(
@@ -84,17 +86,17 @@ def apply(
 
     def standing(model: VAE) -> Standing:
         how: dict[str, Any] = {"binarization": images.binarization, "seed": seed, "progress": progress}
-        return Standing(
-            num_params(model), num_macs(model), negative_log_likelihood(model, images.test.images, num_samples=nll_samples, **how)
-        )
+        nll = negative_log_likelihood(model, images.test.images, num_samples=nll_samples, **how)
+        return Standing(num_params(model), num_macs(model), nll, channels(model))
 
     before = standing(model)
     for each in named:
         model = each(model, images.train.images)
     if epochs:
-        path.unlink(missing_ok=True)  # what is there would be taken for the stage that is to be resumed
         how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "resume": resume}
-        model, _ = fit_stage(model, images, path, description="Training", progress=progress, **how)
+        apart = path.with_suffix(".applied.safetensors")  # what has the name already stays until there is something better
+        model, _ = fit_stage(model, images, apart, description="Training", progress=progress, **how)
+        apart.replace(path)
     else:
         save_model(path, model)
     return before, standing(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -59,9 +61,24 @@ def test_passes_follow_each_other_and_the_model_is_trained_on(folder, tmp_path):
     said = run(*words, "--data", data, "--epochs", 1, "--nll-samples", 5).stdout
     model = load_model(out)
     assert model.passes == (repr(PruneChannels(ratio=0.5)), repr(Quantize(weight_bits=4)))
-    assert said.startswith(f"{out}: ")
+    assert f"{out}: " in said
     assert "NLL" in said
+    assert "removed" in said
+    assert "50%" in said
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_has_the_name_stays_until_there_is_something_better(folder, tmp_path, monkeypatch):
+    out, data = tmp_path / "small.safetensors", f"folder:{folder / 'pictures'}"
+    out.write_bytes((folder / "vae.safetensors").read_bytes())
+
+    def interrupted(*args, **settings):
+        raise FloatingPointError("no number")
+
+    monkeypatch.setattr(sys.modules["pyro_mvae.apply"], "fit_stage", interrupted)
+    with pytest.raises(FloatingPointError):
+        apply(folder / "vae.safetensors", out, passes=["Shrink()"], data=data, epochs=1, nll_samples=1, overwrite=True)
+    assert out.read_bytes() == (folder / "vae.safetensors").read_bytes()
 
 
 def test_without_training_the_weights_stay_and_integers_are_those_of_images(folder, tmp_path):

@@ -8,7 +8,8 @@ import click
 
 from pyro_mvae.apply import PASSES
 from pyro_mvae.apply import apply as run
-from pyro_mvae.cli.terminal import Verb, progress_bars
+from pyro_mvae.cli.terminal import Verb, progress_bars, show
+from pyro_mvae.report import filled
 
 
 @click.command(cls=Verb)
@@ -33,6 +34,10 @@ def apply(*, checkpoint: str, out: str, **settings: Any) -> None:
     """
     with progress_bars() as progress:
         before, after = run(checkpoint, out, progress=progress, **settings)
+    left = list(zip(before.channels.items(), after.channels.values(), strict=False))
+    if len(after.channels) == len(before.channels) and any(number != now for (_, number), now in left):
+        rows = [[name, str(number), str(now), f"{1 - now / number:.0%}"] for (name, number), now in left]
+        show(filled("Channels", ["layer", "before", "after", "removed"], rows))
     click.echo(
         f"{out}: {after.params:,} parameters of {before.params:,}, {after.macs:,} multiply-adds of {before.macs:,}, "
         f"NLL {after.nll.nats:.2f} nats per test image, {before.nll.nats:.2f} before ({after.nll.num_samples} importance samples)"

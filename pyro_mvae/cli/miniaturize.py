@@ -27,6 +27,7 @@ from pyro_mvae.train import suited
 @click.option("--weight-bits", multiple=True, type=int, default=(8,), show_default=True, help="May be given again.")
 @click.option("--latent-dim", "latent_dims", multiple=True, type=int, help="May be given again; by default what the model uses.")
 @click.option("--nll-samples", default=25, show_default=True, help="Importance samples for each test image.")
+@click.option("--distill", default=1.0, show_default=True, help="λ of distillation (19); 0 for none.")
 @click.option("--importance-samples", default=1, show_default=True, help="Of the bound that the last student is trained on with.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--processes", type=int, help="How many students are trained at a time; by default one for each core.")

@@ -21,7 +21,8 @@ class FoldAndFuse:
     """Fold batch normalisation into the convolution before it, and remove the channels that are 0 for every image.
 
     Exact: in evaluation mode the model computes what it did, to float32 rounding. A channel is 0 for every image where its
-    weights are 0, or all it looks at is, and its bias is not above 0, a ReLU after it; training with `PruneGroups` makes some.
+    weights are 0, or all it looks at is, and its bias is not above 0, a ReLU after it; training with `PruneGroups` makes some. It
+    is removed where nothing but convolutions look at it.
 
     Raises:
         ValueError: for a quantised model, which is folded already.
@@ -70,8 +71,10 @@ def dead_channels(net: nn.Module) -> dict[str, list[int]]:
         name, layer = str(node.target), modules[str(node.target)]
         if not isinstance(layer, CONVOLUTIONS) or layer.groups > 1 or name in outputs:
             continue
-        dead = torch.zeros(layer.out_channels, dtype=torch.bool)
-        for each in chain(node, modules):
+        dead, links = torch.zeros(layer.out_channels, dtype=torch.bool), chain(node, modules)
+        if not all(is_full(user, modules) for user in after_activation(links[-1], modules)):
+            continue
+        for each in links:
             conv: Any = modules[str(each.target)]
             silent = conv.weight.detach().transpose(0, channel_axis(conv)).flatten(1).abs().amax(1) == 0
             bias = torch.zeros(len(dead)) if conv.bias is None else conv.bias.detach()
@@ -83,7 +86,7 @@ def dead_channels(net: nn.Module) -> dict[str, list[int]]:
 def chain(node: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
     """A convolution, and the depthwise ones that its channels go through next."""
     links = [node]
-    while following := [user for user in after_activation(links[-1], modules) if is_depthwise(user, modules)]:
+    while len(following := after_activation(links[-1], modules)) == 1 and is_depthwise(following[0], modules):
         links.append(following[0])
     return links
 
@@ -105,7 +108,14 @@ def rectified(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 
 def is_depthwise(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return is_a(node, modules, CONVOLUTIONS) and getattr(modules[str(node.target)], "groups", 1) > 1
+    """Whether each channel is made of one, and of each one is."""
+    layer: Any = modules[str(node.target)] if is_a(node, modules, CONVOLUTIONS) else None
+    return layer is not None and 1 < layer.groups == layer.in_channels == layer.out_channels
+
+
+def is_full(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether each channel is a weighted sum of all, to which one that is 0 adds nothing."""
+    return is_a(node, modules, CONVOLUTIONS) and getattr(modules[str(node.target)], "groups", 1) == 1
 
 
 def is_a(node: fx.Node, modules: dict[str, nn.Module], kinds: tuple[type, ...]) -> bool:

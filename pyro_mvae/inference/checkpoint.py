@@ -200,7 +200,8 @@ def load_model(path: str | os.PathLike[str], *, into: VAE | None = None) -> VAE:
     """Read a model that `save_model` wrote, pruned and quantised or not, in evaluation mode.
 
     Args:
-        into: a model to fill instead of one made from the checkpoint: for classes or nets of your own.
+        into: a model to fill instead of one made from the checkpoint: for classes or nets of your own. One that went through no
+            pass goes through those of the checkpoint's first.
 
     Raises:
         ValueError: when the file is missing, damaged, or of another model.
@@ -212,7 +213,10 @@ def load_model(path: str | os.PathLike[str], *, into: VAE | None = None) -> VAE:
     if into is None and about["class"] not in models.__all__:
         raise ValueError(f"{path} holds a {about['class']}, which is not of this package: give the model to fill with into=")
     model = into or getattr(models, about["class"])(**about["config"])
-    if into is None:
+    if model.config.get("latent_dim") != about["config"].get("latent_dim"):
+        sizes = [config.get("latent_dim") for config in (about["config"], model.config)]
+        raise ValueError(f"{path} holds a model with latent_dim={sizes[0]}, the one given has {sizes[1]}: make it alike")
+    if into is None or not model.passes:
         model.encoder, model.decoder = restructured(model.encoder, model.decoder, **about.get("structure", {}))
         resize(model, tensors)
     fill(model, tensors, source=path)

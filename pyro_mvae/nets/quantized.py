@@ -236,10 +236,11 @@ def quantized(
             raise ValueError(f"layer {name!r} is linear: use a 1×1 convolution, which every runtime quantises alike")
         if not isinstance(layer, CONVOLUTIONS):
             continue
-        source, last = node.args[0], end_of_activation(node, modules)
+        source, last = node.all_input_nodes[0], end_of_activation(node, modules)
         replacement: nn.Module = QuantizedConv(layer, bits=bits)
         if source not in rounded:
-            replacement = nn.Sequential(ActivationQuantizer(bounds=bounds), replacement)
+            known = bounds if source.op == "placeholder" else None
+            replacement = nn.Sequential(ActivationQuantizer(bounds=known), replacement)
         net.set_submodule(name, replacement)
         final, ends = str(last.target), any(user.op == "output" for user in last.users)
         rounding = ActivationQuantizer(limit=output_limit if ends else torch.inf)

@@ -30,9 +30,9 @@ from pyro_mvae.search.budget import UNITS, Budget, Cost
 from pyro_mvae.search.layout import known_costs, laid_out
 from pyro_mvae.search.pace import last_epochs, paces
 from pyro_mvae.search.pareto import front, write_pareto
-from pyro_mvae.search.plans import Plan, candidates
+from pyro_mvae.search.plans import candidates, least
 from pyro_mvae.search.rounds import RUNGS, Lesson, handed_over, leaders_first, schedule, trained
-from pyro_mvae.search.teachers import check_latents, fitting_latents, taught
+from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_latents, taught
 from pyro_mvae.side_by_side import side_by_side
 
 HELD_OUT = 2000
@@ -144,6 +144,7 @@ def miniaturize(
     sizes = None if latent_dims is None else tuple(latent_dims)
     search = Search(budget, minutes, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, seed)
     check_latents(teacher, search.latent_dims or ())
+    check_handed_over(teacher)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return searched(search, teacher, data, Path(folder), processes, latency_table, progress)
@@ -172,7 +173,9 @@ def searched(
         latency=table.estimate,
         progress=progress,
     )
-    plans = plans or [Plan("mobile", (4,), 4, min(latents), min(search.weight_bits))]  # the least: how near one can come
+    if not plans:
+        size = min(latents)
+        plans = least(teachers[size], search.budget, latent_dim=size, bits=min(search.weight_bits), latency=table.estimate)
     epoch = paces(plans[:1], teachers, data, out, distill=search.distill)[plans[0]].seconds
     halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
     costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)

@@ -95,10 +95,10 @@ def candidates(
     Args:
         latency: an estimate in µs, asked for where the budget has such a bound; it takes minutes on a machine that has none yet.
     """
-    estimates: Estimates = {"macs": num_macs, "kb": lambda model: estimated_bytes(model) / KB, "latency_us": latency}
+    estimates = estimators(latency)
     found: list[Plan] = []
-    cases = list(itertools.product(SHARES, weight_bits, latent_dims, shapes(teacher)))
-    for share, bits, latent_dim, shape in progress(cases, "Laying out students", len(cases)):
+    cases = list(itertools.product(SHARES, shapes(teacher), weight_bits, latent_dims))
+    for share, shape, bits, latent_dim in progress(cases, "Laying out students", len(cases)):
         plan = largest(teacher, shape, latent_dim, bits, budget=budget, share=share, estimates=estimates)
         if plan is not None and plan not in found:
             found.append(plan)
@@ -136,6 +136,18 @@ def shapes(teacher: VAE) -> list[Shape]:
         for more, encoder in CONV_HIDDEN
     ]
     return [shape for pair in itertools.zip_longest(mobile, conv) for shape in pair if shape is not None]
+
+
+def least(teacher: VAE, budget: Budget, *, latent_dim: int, bits: int, latency: Callable[[VAE], float]) -> list[Plan]:
+    """The smallest plan there is on each axis that a budget binds, by estimate: how near one can come."""
+    plans = [shape.plan(SCALES[0], latent_dim, bits) for shape in shapes(teacher)]
+    estimates = estimators(latency)
+    return list(dict.fromkeys(min(plans, key=lambda plan: estimates[axis](plan.student(teacher))) for axis in budget.costs()))
+
+
+def estimators(latency: Callable[[VAE], float]) -> Estimates:
+    """What each axis of a budget is estimated by."""
+    return {"macs": num_macs, "kb": lambda model: estimated_bytes(model) / KB, "latency_us": latency}
 
 
 def tapered(net: str, widths: Sequence[int], hidden: int, taper: float, encoder: float = 1.0) -> Shape:

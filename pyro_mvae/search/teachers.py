@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pyro_mvae.compress.prune import PruneLatents, num_active
 from pyro_mvae.data import Data
+from pyro_mvae.inference.checkpoint import load_model, save_model
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE
@@ -34,6 +36,20 @@ def check_latents(teacher: VAE, latent_dims: Sequence[int]) -> None:
         count(latent_dim, "each of latent_dims")
         if latent_dim > size or (latent_dim < size and not has_flat_code(teacher)):
             raise ValueError(f"latent_dims has {latent_dim}, expected {size} at most, the teacher's, and that alone for a VQ-VAE")
+
+
+def check_handed_over(teacher: VAE) -> None:
+    """Raise a ValueError for a teacher that the processes of a search could not read from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "teacher.safetensors"
+        save_model(path, teacher)
+        try:
+            load_model(path)
+        except ValueError as error:
+            raise ValueError(
+                f"the teacher is a {type(teacher).__name__} of your own, or has nets that are, and a search can't make students "
+                "of it: give a model and nets of this package, or make yours smaller with PruneChannels and Quantize"
+            ) from error
 
 
 def taught(teacher: VAE, latent_dim: int, data: Data, out: Path) -> VAE:

@@ -51,6 +51,52 @@ def test_a_channel_that_is_0_stays_where_it_is_added_to_one_that_is_not():
     assert net.head.in_channels == 3
 
 
+class Skip(nn.Module):
+    """A map that goes around a depthwise layer as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.deep, self.head = (
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            nn.Conv2d(8, 2, 1),
+        )
+        self.first, self.second = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x):
+        h = self.first(self.one(x))
+        return self.head(h + self.second(self.deep(h)))
+
+
+LOOKED_AT = {
+    "normalised": lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)),
+    "normalised in groups": lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)),
+    "shuffled": lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.PixelShuffle(2), nn.Conv2d(2, 2, 1)),
+    "in groups": lambda: nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 1, groups=2), nn.ReLU(), nn.Conv2d(16, 2, 1)
+    ),
+    "multiplied": lambda: nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 1, groups=8), nn.ReLU(), nn.Conv2d(16, 2, 1)
+    ),
+    "skipped": Skip,
+}
+
+
+@pytest.mark.parametrize("net", LOOKED_AT.values(), ids=LOOKED_AT)
+@pytest.mark.parametrize("dead", [[1], [0, 1, 2, 3]])
+def test_a_channel_that_is_0_stays_where_more_than_convolutions_look_at_it(net, dead):
+    torch.manual_seed(0)
+    net, x = net().eval(), torch.rand(3, 1, 8, 8)
+    for layer in [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)][:1]:
+        layer.weight.data[dead], layer.bias.data[dead] = 0, -1
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.bias.data += 0.5
+    before = net(x)
+    remove_dead(net, x[:1])
+    torch.testing.assert_close(net(x), before)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_folding_is_exact(model, images):
     vae = having_seen(MODELS[model]((1, 16, 16)), images)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pyro_mvae import VAE, export_executorch, export_onnx, fit
-from pyro_mvae.compress import FoldAndFuse, PruneChannels, Quantize, prune_gradually
+from pyro_mvae import VAE, export_executorch, export_onnx, fit, load_model, save_model
+from pyro_mvae.compress import FoldAndFuse, PruneChannels, Quantize, SparseCode, prune_gradually
 from pyro_mvae.compress.prune import channels
 from pyro_mvae.nets import Branches
 from pyro_mvae.nets.conv import Gather, Heads
@@ -45,6 +45,7 @@ DECODERS = {
     "group norm": lambda: nn.Sequential(
         *place(), nn.GroupNorm(4, 32), nn.ReLU(), up(32, 16), nn.GroupNorm(4, 16), nn.ReLU(), up(16, 1)
     ),
+    "transposed": lambda: nn.Sequential(*place(), nn.ReLU(), up(32, 16), nn.ReLU(), up(16, 1)),
     "linear": lambda: nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 256), nn.Unflatten(1, (1, 16, 16))),
 }
 
@@ -83,6 +84,48 @@ def test_channels_that_normalisation_groups_do_not_divide_are_named():
     model.decoder[2] = nn.GroupNorm(8, 32)
     with pytest.raises(ValueError, match=r"layer '1' kept 8 channels, a ratio of 0\.6 asks for 12"):
         PruneChannels(0.6)(model)
+
+
+@pytest.mark.parametrize(
+    "made", [PruneChannels(0.5), Quantize(), FoldAndFuse(), SparseCode(0.1)], ids=lambda made: type(made).__name__
+)
+def test_a_model_with_own_nets_is_read_back_after_a_pass(made, images, tmp_path):
+    small = made(with_decoder("transposed"), images).eval()
+    save_model(tmp_path / "small.safetensors", small)
+    read, x = load_model(tmp_path / "small.safetensors", into=with_decoder("transposed")), images[:4].float() / 255
+    assert read.passes == small.passes
+    assert torch.equal(read.encode(x), small.encode(x))
+    assert torch.equal(read.decode(small.encode(x)), small.decode(small.encode(x)))
+    again = load_model(tmp_path / "small.safetensors", into=small)
+    assert torch.equal(again.encode(x), read.encode(x))
+    other = VAE((1, 16, 16), 3, widths=(8, 16), hidden=32)
+    with pytest.raises(ValueError, match="a model with latent_dim=4, the one given has 3"):
+        load_model(tmp_path / "small.safetensors", into=other)
+
+
+class Normalised(nn.Module):
+    """What its second convolution looks at was not rounded, and goes beyond the range of pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 16, 3), Gather(16, 16, 5)
+        )
+        self.heads = Heads(16, 4)
+
+    def forward(self, x):
+        return self.heads(self.body(x))
+
+
+def test_ranges_inside_of_a_net_are_those_of_its_data(images):
+    """Only what comes in is known to be pixels."""
+    torch.manual_seed(0)
+    vae = VAE((1, 16, 16), 4, widths=(8, 16), hidden=32, encoder=Normalised()).eval()
+    vae.encoder.body[1].weight.data *= 5
+    small, x = Quantize()(vae, images).eval(), images[:16].float() / 255
+    with torch.no_grad():
+        before, after = vae.encode(x), small.encode(x)
+    assert (after - before).abs().mean().item() < 0.05 * before.std(0).mean().item()
 
 
 class Encoder(nn.Module):

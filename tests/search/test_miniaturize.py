@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_mvae import load_model, save_model
+from pyro_mvae import VAE, load_model, save_model
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data, Split
 from pyro_mvae.evaluate.cost import num_macs
@@ -24,7 +24,7 @@ from pyro_mvae.nets.quantized import is_quantized
 from pyro_mvae.search import Budget, BudgetError, Cost, cost_of, miniaturize, pace
 from pyro_mvae.search.miniaturize import with_held_out
 from pyro_mvae.search.pareto import front
-from pyro_mvae.search.plans import SCALES, Plan, candidates, shapes
+from pyro_mvae.search.plans import SCALES, Plan, candidates, least, shapes
 from pyro_mvae.search.student import calibrated, estimated_bytes
 from tests.catalog import MODELS
 from tests.commands import run
@@ -142,6 +142,29 @@ def test_the_last_student_is_trained_on_the_bound_of_several_codes(data, tmp_pat
     assert True in told.values()
     with pytest.raises(ValueError, match="importance_samples is 0"):
         miniaturize(teacher, data, **{**how, "importance_samples": 0})
+
+
+def test_the_nearest_is_the_smallest_there_is_on_each_axis():
+    teacher = MODELS["VAE"]((1, 28, 28))
+    budget = Budget(kb=1, macs=1)
+    plans = least(teacher, budget, latent_dim=4, bits=8, latency=lambda model: 0.0)
+    everything = [shape.plan(SCALES[0], 4, 8).student(teacher) for shape in shapes(teacher)]
+    for cost, plan in zip((estimated_bytes, num_macs), (plans[0], plans[-1]), strict=True):
+        assert cost(plan.student(teacher)) == min(map(cost, everything))
+
+
+def test_a_teacher_that_no_file_can_hold_is_refused_at_once(data, tmp_path):
+    class Own(VAE):
+        """A model as one would write it."""
+
+    out = tmp_path / "small"
+    for teacher in (
+        Own((1, 16, 16), 4),
+        VAE((1, 16, 16), 4, decoder=torch.nn.Sequential(torch.nn.Conv2d(4, 256, 1), torch.nn.PixelShuffle(16))),
+    ):
+        with pytest.raises(ValueError, match="of your own"):
+            miniaturize(teacher, data, budget=Budget(kb=45), minutes=0.001, out=out)
+    assert not out.exists()
 
 
 def test_costs_are_those_of_the_files():
