@@ -46,7 +46,8 @@ class FoldAndFuse:
 def remove_dead(net: nn.Module, example: Tensor) -> dict[str, list[int]]:
     """Remove the channels of a folded net that are always 0, in place; the input channels that each layer kept."""
     layers, always = layers_of(net), dead_channels(net)
-    graph = tp.DependencyGraph().build_dependency(net, torch.cat([example, example]))
+    with torch.enable_grad():  # the graph of dependencies is that of gradients
+        graph = tp.DependencyGraph().build_dependency(net, torch.cat([example, example]))
 
     def groups() -> Iterator[Any]:
         for name, indices in always.items():

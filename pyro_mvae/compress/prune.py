@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from pyro_mvae.compress.passes import Model, check_float, copied, needed
 from pyro_mvae.data.batches import scaled
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.penalties import channel_axis
 from pyro_mvae.models import VAE
@@ -83,8 +84,7 @@ class PruneChannels:
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise ValueError(f"ratio is {self.ratio}, expected from 0 up to, but not including, 1")
-        if self.round_to < 1:
-            raise ValueError(f"round_to is {self.round_to}, expected 1 or more")
+        count(self.round_to, "round_to")
         for name, known in {"importance": tuple(IMPORTANCES), "scope": SCOPES}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of: {', '.join(known)}")
@@ -127,19 +127,21 @@ class PruneLatents:
     threshold: float = ACTIVE
 
     def __post_init__(self) -> None:
-        if self.keep is not None and self.keep < 1:
-            raise ValueError(f"keep is {self.keep}, expected 1 or more")
+        if self.keep is not None:
+            count(self.keep, "keep")
         if not self.threshold >= 0:
             raise ValueError(f"threshold is {self.threshold}, expected 0 or more")
 
     def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
         check_float(model, "pruned")
         model = copied(model, self)
-        activity = model.latent_activity(needed(images, self))
-        count = num_active(activity, self.threshold) if self.keep is None else self.keep
-        if count > len(activity):
-            raise ValueError(f"keep is {count}, expected {len(activity)} at most, which is what there is")
-        model.keep_latents(sorted(activity.topk(count).indices.tolist()))
+        if len(seen := needed(images, self)) < 2:
+            raise ValueError("there is one image, and what varies between images is kept: give 2 or more")
+        activity = model.latent_activity(seen)
+        left = num_active(activity, self.threshold) if self.keep is None else self.keep
+        if left > len(activity):
+            raise ValueError(f"keep is {left}, expected {len(activity)} at most, which is what there is")
+        model.keep_latents(sorted(activity.topk(left).indices.tolist()))
         return model
 
 
@@ -178,9 +180,9 @@ def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[
     """Prune one net in place and check, layer by layer, that what was asked for was done; the input channels each layer kept."""
     layers, outputs, shapes = layers_of(net), output_layers(net), output_shapes(net, example)
     check_shuffles(net)
-    if by.importance == "bn_scale" and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
-        raise ValueError("importance is 'bn_scale', and a net has no batch normalisation: choose 'magnitude'")
-    with evaluating(net):
+    if by.importance == "bn_scale":
+        check_normalised(net, outputs)
+    with evaluating(net), torch.enable_grad():  # the graph of dependencies is that of gradients
         targets = shared(layers, outputs, by) if by.scope == "layer" else ranked(net, example, layers, outputs, by)
         # a hair above the share itself: torch-pruning rounds the number of channels kept down
         shares = {layer: max(1 - (targets[name] + 0.01) / width(layer), 0.0) for name, layer in layers.items()}
@@ -231,10 +233,10 @@ def num_active(activity: Tensor, threshold: float = ACTIVE) -> int:
 
 def shared(layers: Mapping[str, Any], outputs: set[str], by: PruneChannels) -> dict[str, int]:
     """The channels each layer is to keep where all lose the same share."""
-    counts = {name: width(layer) for name, layer in layers.items()}
+    widths = {name: width(layer) for name, layer in layers.items()}
     return {
-        name: count if name in outputs else kept_channels(count, ratio=by.ratio, round_to=by.round_to)
-        for name, count in counts.items()
+        name: before if name in outputs else kept_channels(before, ratio=by.ratio, round_to=by.round_to)
+        for name, before in widths.items()
     }
 
 
@@ -265,12 +267,23 @@ def check_shuffles(net: nn.Module) -> None:
             )
 
 
+def check_normalised(net: nn.Module, outputs: set[str]) -> None:
+    """Raise a ValueError that names a layer whose channels no batch normalisation scales."""
+    modules = dict(net.named_modules())
+    for node in call_modules(net):
+        name, users = str(node.target), [str(user.target) for user in node.users]
+        if not isinstance(modules[name], CONVOLUTIONS) or name in outputs:
+            continue
+        if not any(isinstance(modules.get(user), nn.BatchNorm2d) for user in users):
+            raise ValueError(f"importance is 'bn_scale', and layer {name!r} has no batch normalisation: choose 'magnitude'")
+
+
 def check_layers(after: Mapping[str, int], targets: Mapping[str, int], *, ratio: float) -> None:
     """Raise a ValueError that names the first layer that has not the channels it was to have: none is skipped in silence."""
-    for name, count in after.items():
-        if count != targets[name]:
+    for name, left in after.items():
+        if left != targets[name]:
             raise ValueError(
-                f"layer {name!r} kept {count} channels, a ratio of {ratio:g} asks for {targets[name]}: "
+                f"layer {name!r} kept {left} channels, a ratio of {ratio:g} asks for {targets[name]}: "
                 "its shape is tied to a part of the net that can't be pruned"
             )
 

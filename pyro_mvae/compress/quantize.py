@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.compress.passes import Model, copied, needed
 from pyro_mvae.data.batches import scaled
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.palette import how_palettized
 from pyro_mvae.nets.quantized import ActivationQuantizer, learn_ranges, quantized_pair
@@ -43,7 +44,8 @@ class Quantize:
     ranges: str = "moving"
 
     def __post_init__(self) -> None:
-        if not 2 <= self.weight_bits <= 8:
+        count(self.weight_bits, "weight_bits", 2)
+        if self.weight_bits > 8:
             raise ValueError(f"weight_bits is {self.weight_bits}, expected 2 to 8")
         if self.ranges not in RANGES:
             raise ValueError(f"ranges is {self.ranges!r}, expected one of: {', '.join(RANGES)}")

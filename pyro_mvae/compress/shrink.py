@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_mvae.compress.passes import Model, check_float, needed
 from pyro_mvae.compress.prune import channels, kept_channels, num_active
+from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.structure import structure
 
@@ -49,9 +50,8 @@ class Shrink:
         if not 0 < self.width <= 1:
             raise ValueError(f"width is {self.width}, expected more than 0 and 1 at most")
         for name in ("layers", "latent_dim", "round_to"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more")
+            if getattr(self, name) is not None:
+                count(getattr(self, name), name)
 
     def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
         check_float(model, "shrunk")

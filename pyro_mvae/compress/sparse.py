@@ -15,7 +15,8 @@ from pyro_mvae.nets.sparse import Thresholded
 class SparseCode:
     """Soft-threshold the locs that the encoder gives: codes have exact zeros, on the phone too, (21).
 
-    Train on with the penalty `Sparse`, a Laplace prior on the code: the two together let an image be said in few numbers.
+    Train on with the penalty `Sparse`, the L1 norm that a Laplace prior puts on a code: the two together, strong enough, let an
+    image be said in few numbers.
     `evaluate.code_sparsity` tells in how many, and in how many bits.
 
     Args:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 
 import pyro
 import pytest
@@ -12,10 +14,12 @@ from hypothesis import strategies as st
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-from pyro_mvae import VAE, Objective, compress, fit, load_model, save_model
+from pyro_mvae import VAE, compress, export_coreml, export_executorch, export_onnx, fit, load_model, save_model
 from pyro_mvae.compress import FoldAndFuse, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
+from pyro_mvae.compress.prune import channels
 from pyro_mvae.nets.quantized import check_calibrated, quantized
 from tests.catalog import BOUNDS, MODELS, PASSES, REFUSED
+from tests.seen import having_seen
 
 CASES = [(model, name) for model in MODELS for name in PASSES if (model, name) not in REFUSED]
 
@@ -65,26 +69,44 @@ SMALLER = {
     st.integers(3, 12),
     st.tuples(st.sampled_from([1, 3]), st.integers(8, 24), st.integers(8, 24)),
     st.integers(2, 6),
+    st.booleans(),
     st.permutations(sorted(SMALLER)).flatmap(lambda names: st.integers(0, len(names)).map(lambda n: names[:n])),
     st.sampled_from([None, Quantize(), Quantize(weight_bits=4), Quantize(ranges="learned")]),
 )
 @settings(max_examples=40, deadline=None)
-def test_any_passes_in_any_order(tmp_path_factory, net, widths, hidden, shape, latent_dim, names, last):
-    """They are logged, the nets still fit each other, and what is read back computes the same."""
+def test_any_passes_in_any_order(tmp_path_factory, net, widths, hidden, shape, latent_dim, shrunk, names, last):
+    """They are logged, the nets still fit each other and train by SVI, and what is read back computes the same."""
     vae = VAE(shape, latent_dim, net=net, widths=widths, hidden=hidden)
     seen = torch.randint(0, 256, (6, *shape), dtype=torch.uint8)
-    passes = [*(SMALLER[name] for name in names), *([last] if last else [])]
+    first = [Shrink(width=0.6, latent_dim=2)] if shrunk else []
+    passes = [*first, *(SMALLER[name] for name in names), *([last] if last else [])]
     for step in passes:
         vae = step(vae, seen)
     assert vae.passes == tuple(map(repr, passes))
     if "latents" in names:
         assert vae.latent_dim == 2
     x = seen[:2].float() / 255
-    assert torch.isfinite(Objective(vae.train())(x)["loss"])
+    pyro.clear_param_store()
+    assert math.isfinite(SVI(vae.train().model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(x))
     vae.eval()
     path = tmp_path_factory.mktemp("passes") / "vae.safetensors"
     save_model(path, vae)
-    assert torch.equal(load_model(path).decode(vae.encode(x)), vae.decode(vae.encode(x)))
+    loaded = load_model(path)
+    assert loaded.passes == vae.passes
+    assert torch.equal(loaded.encode(x), vae.encode(x))
+    assert torch.equal(loaded.decode(vae.encode(x)), vae.decode(vae.encode(x)))
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_what_a_pass_leaves_goes_to_a_phone(name, images, tmp_path):
+    """Each file is held against PyTorch as it is written."""
+    small = PASSES[name](having_seen(MODELS["VAE"]((1, 16, 16)), images), images[:64]).eval()
+    if name == "Palettize":
+        files = [export_coreml(small, tmp_path / "decoder.mlpackage", part="decoder", precision="palettized")]
+    else:
+        encoder = export_onnx(small, tmp_path / "encoder.onnx", part="encoder")
+        files = [encoder, export_executorch(small, tmp_path / "decoder.pte", part="decoder")]
+    assert all(Path(file.path).exists() for file in files)
 
 
 def test_mistakes_are_explained():
@@ -105,8 +127,14 @@ def test_mistakes_are_explained():
         Quantize(ranges="learned")(vae)
     with pytest.raises(ValueError, match="keep is 9, expected 4 at most"):
         PruneLatents(keep=9)(vae, torch.zeros(4, 1, 16, 16, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="no batch normalisation"):
+    with pytest.raises(ValueError, match=r"layer '.*' has no batch normalisation"):
         PruneChannels(importance="bn_scale")(MODELS["InfoVAE"]((1, 16, 16)))
+    with pytest.raises(ValueError, match="there is one image"):
+        PruneLatents()(vae, torch.zeros(1, 1, 16, 16, dtype=torch.uint8))
+    for made, wrong in [(Quantize(), "weight_bits"), (PruneLatents(), "keep"), (Shrink(), "layers"), (Shrink(), "latent_dim")]:
+        object.__setattr__(made, wrong, 2.5)
+        with pytest.raises(ValueError, match=rf"{wrong} is 2\.5, expected a whole number"):
+            made.__post_init__()
     with pytest.raises(ValueError, match="sparse already"):
         SparseCode()(SparseCode()(vae))
     with pytest.raises(ValueError, match="shrink it first"):
@@ -131,3 +159,10 @@ def test_mistakes_are_explained():
             wrong()
     with pytest.raises(ValueError, match="linear"):
         quantized(nn.Sequential(nn.Linear(2, 2)))
+
+
+@torch.no_grad()
+def test_a_pass_needs_no_gradients_around_it():
+    vae = MODELS["VAE"]((1, 16, 16)).eval()
+    assert sum(channels(PruneChannels()(vae)).values()) < sum(channels(vae).values())
+    assert channels(FoldAndFuse()(vae)) == channels(vae)
