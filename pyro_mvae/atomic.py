@@ -28,14 +28,15 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary, aside = (path.with_name(f".{os.getpid()}-{name}{path.name}") for name in ("", "old-"))
     try:
         yield temporary
-        if temporary.is_dir() and path.exists():
-            remove(path)
+        if temporary.is_dir() and path.exists():  # a folder takes no folder's place: what stood there steps aside, whole
+            path.replace(aside)
         temporary.replace(path)
     finally:
         remove(temporary)
+        remove(aside)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

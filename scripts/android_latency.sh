@@ -25,7 +25,8 @@ for file in "$@"; do
     adb push "$file" "$there/$name" > /dev/null
     for turn in 1 2 3 4 5; do
         echo "$name, turn $turn of 5:"
-        said=$(adb shell "cd $there && ./executor_runner --model_path=$name --num_executions=1024 --cpu_threads=1")
+        # the runner's log says how long it took: on stderr
+        said=$(adb shell "cd $there && ./executor_runner --model_path=$name --num_executions=1024 --cpu_threads=1 2>&1")
         grep -i "executed\|ms" <<< "$said" || echo "$said"
     done
 done

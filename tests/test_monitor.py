@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from pyro_mvae import (
+    MVAE,
     VAE,
     Data,
     Quantize,
@@ -24,7 +25,7 @@ from pyro_mvae import (
 from pyro_mvae.cli import main
 from pyro_mvae.evaluate import negative_log_likelihood
 from pyro_mvae.export.deployed import deployed
-from pyro_mvae.export.manifest import describe, write_manifest
+from pyro_mvae.export.manifest import describe, write_manifest, write_monitoring
 from pyro_mvae.inference import fit
 from pyro_mvae.monitor import readings
 from tests.catalog import SIZES, unchecked
@@ -71,6 +72,33 @@ def test_files_are_as_good_as_their_model(fitted, images, tmp_path, export, suff
     how = {"num_samples": 3, "binarization": "dynamic"}
     ours, theirs = (negative_log_likelihood(model, images[:40], **how).nats for model in (fitted, files))
     assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "theta"), [(MVAE, "weights"), (VAE, "gamma")])
+def test_bayesian_likelihoods_are_watched(kind, theta, images, data, tmp_path):
+    """Files of weights have θ′ = 0 in them; a precision is inferred beside them."""
+    torch.manual_seed(0)
+    likelihood = "bernoulli" if theta == "weights" else "gaussian"
+    model = kind((1, 16, 16), 4, **SIZES, theta=theta, likelihood=likelihood).eval()
+    folder = put(tmp_path / "bayesian", model)
+    seen = data if theta == "weights" else replace(data, binarization="none")
+    set_baseline(folder, seen, num_images=20, num_samples=2)
+    assert monitor(folder, seen).nll == pytest.approx(nll(deployed(folder), images[:20], seen.binarization), rel=0.5)
+
+
+def nll(model, images, binarization):
+    return negative_log_likelihood(model, images, num_samples=2, binarization=binarization).nats
+
+
+def test_another_machine_is_not_held_to_the_latency_of_this_one(with_baseline, data, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(with_baseline, folder)
+    about = describe(folder)["monitoring"]
+    bounds = {**about["bounds"], "p90_us": {"at_most": 1e-3}}
+    write_monitoring(folder, {**about, "bounds": bounds})
+    assert "p90_us" in monitor(folder, data).crossed
+    write_monitoring(folder, {**about, "bounds": bounds, "cpu": "of a phone"})
+    assert "p90_us" not in monitor(folder, data).crossed
 
 
 def test_packages_have_no_latency_here(fitted, data, tmp_path):

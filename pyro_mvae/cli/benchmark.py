@@ -9,7 +9,7 @@ import click
 
 from pyro_mvae import load_model
 from pyro_mvae.cli.terminal import CROSSED, Verb, progress_bars, show
-from pyro_mvae.latency import as_text, checkpoints, read_benchmark, regressions
+from pyro_mvae.latency import as_text, check_comparable, checkpoints, read_benchmark, regressions
 from pyro_mvae.latency import benchmark as run
 from pyro_mvae.report import filled
 
@@ -33,14 +33,19 @@ def benchmark(
     Example:
       pyro-mvae benchmark build --seconds 5
     """
+    path = Path(out) if out else Path(folder) / "benchmark.json"
     other = read_benchmark(before) if before else None
+    if before and path.resolve() == Path(before).resolve():
+        raise ValueError(f"{path} is what is to be compared with, and would be replaced: give --out another name, or move it")
+    if other:
+        check_comparable(other)
     paths = checkpoints(folder, models) if peers else {}
     with progress_bars() as progress:
         named = {name: load_model(path).eval() for name, path in paths.items()}
         found = run(folder, models=named, runs=runs, seconds=seconds, out=out, progress=progress)
     slower = regressions(found, other) if other else {}
     show(filled("On this machine, one thread: a proxy, no phone's latency", *as_text(found, slower)))
-    click.echo(f"Everything is in {out or Path(folder) / 'benchmark.json'}")
+    click.echo(f"Everything is in {path}")
     for name, ratio in slower.items():
         click.echo(f"slower: {name}: {ratio:.2f} times what it took", err=True)
     if slower:

@@ -16,6 +16,7 @@ from pyro_mvae.export.manifest import describe, digest_of, one_a_part
 from pyro_mvae.export.verify import Artifact, load_artifact
 from pyro_mvae.inference.checkpoint import digest, load_model
 from pyro_mvae.models import VAE
+from pyro_mvae.theta import Weights
 
 FORMATS = ("executorch", "onnx", "coreml")
 """Which files of a folder are taken, the first that has both parts."""
@@ -69,6 +70,8 @@ def deployed(folder: str | os.PathLike[str], *, model: VAE | None = None) -> VAE
         raise ValueError(f"{folder} holds files of another model: give the checkpoint that they were exported from")
     runs = {part: artifact.run for part, artifact in artifacts(folder, manifest).items()}
     model.encoder, model.decoder = FileEncoder(runs["encoder"]), FileDecoder(runs["decoder"])
+    if isinstance(model.theta, Weights):
+        model.theta = None  # files have the weights of θ′ = 0 built in
     return model.eval()
 
 

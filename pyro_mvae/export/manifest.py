@@ -17,7 +17,7 @@ from pyro_mvae.atomic import write_text
 from pyro_mvae.environment import environment
 from pyro_mvae.export.capture import PARTS, PREDICTIVE, Capture, capture
 from pyro_mvae.export.delegation import delegation
-from pyro_mvae.export.verify import NUM_IMAGES, Verification
+from pyro_mvae.export.verify import Verification
 from pyro_mvae.inference.checkpoint import digest
 from pyro_mvae.likelihoods import LogisticLikelihood
 from pyro_mvae.models import VAE
@@ -25,6 +25,7 @@ from pyro_mvae.nets.macs import macs_of
 
 SCHEMA = 2
 NAME = "manifest.json"
+REMEDY = "give another folder, or --overwrite"
 PIXELS_IN = {"meaning": "pixels, raw", "range": [0, 255]}
 PIXELS_OUT = {"meaning": "pixels, the location of p(x|z)", "range": [0, 1]}
 PIXELS_EXPECTED = {"meaning": "the mean of each pixel, over θ′ and x", "range": [0, 1]}
@@ -49,16 +50,16 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         held = json.loads(file.read_text(encoding="utf-8"))
         schema = held["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: export the files again") from error
+        raise ValueError(f"{file} is damaged, or no manifest of ours: {REMEDY}") from error
     if schema != SCHEMA:
-        raise ValueError(f"{file} has schema {schema}, expected {SCHEMA}: it is of another version of this package")
+        raise ValueError(f"{file} has schema {schema}, expected {SCHEMA}, and is of another version of this package: {REMEDY}")
     return held
 
 
 def check_manifest(folder: Path, model: VAE, *, overwrite: bool = False) -> None:
-    """Raise a ValueError where a folder's manifest is of another model, which would be lost."""
+    """Raise a ValueError where a folder's manifest is of another model, or can't be read: it would be lost."""
     if (folder / NAME).is_file() and not overwrite and describe(folder)["model"]["sha256"] != digest(model):
-        raise ValueError(f"{folder / NAME} is of another model: give another folder, or --overwrite")
+        raise ValueError(f"{folder / NAME} is of another model: {REMEDY}")
 
 
 def write_manifest(
@@ -71,7 +72,10 @@ def write_manifest(
         latencies: p50 and p90 in µs, by paths, where they were measured.
     """
     known = digest(model)
-    held = describe(folder) if (folder / NAME).is_file() else None
+    try:
+        held = describe(folder) if (folder / NAME).is_file() else None
+    except ValueError:  # `check_manifest` has asked
+        held = None
     if held and held["model"]["sha256"] != known:
         held = None
     versions = {"pyro-mvae": __version__, **environment()}
@@ -98,6 +102,7 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
     facts = asdict(verification)
     path = Path(facts.pop("path"))
     verified = {name: facts.pop(name) for name in ("max_abs_diff", "psnr_db")}
+    verified["images"] = facts.pop("num_images")
     if verification.format == "executorch":
         facts["delegation"] = asdict(delegation(path.read_bytes()))
     return {
@@ -108,7 +113,7 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
         **tensors_of(
             model, graph, type="float16" if verification.format == "coreml" else "float32", pictures=verification.pictures
         ),
-        "verified": {**verified, "against": "PyTorch, at the same precision", "images": NUM_IMAGES},
+        "verified": {**verified, "against": "PyTorch, at the same precision"},
     }
 
 

@@ -20,6 +20,22 @@ SWIFT_FUNCTION = Template("""\
 let configuration = MLModelConfiguration()
     configuration.functionName = "$function"
     let model = try MLModel(contentsOf: package, configuration: configuration)""")
+SWIFT_UPRIGHT = Template("""\
+/// A picture upright, its middle on white, $width × $height: as those were that the model was trained on.
+private func upright(_ picture: UIImage) -> CGImage {
+    let format = UIGraphicsImageRendererFormat()
+    format.scale = 1
+    let size = CGSize(width: $width, height: $height)
+    let scale = max(size.width / picture.size.width, size.height / picture.size.height)
+    let (wide, high) = (scale * picture.size.width, scale * picture.size.height)
+    let small = UIGraphicsImageRenderer(size: size, format: format).image { context in
+        UIColor.white.setFill()
+        context.fill(CGRect(origin: .zero, size: size))
+        picture.draw(in: CGRect(x: (size.width - wide) / 2, y: (size.height - high) / 2, width: wide, height: high))
+    }
+    return small.cgImage!  // a renderer's picture has one
+}
+""")
 SWIFT_PIXELS = Template("""\
 /// A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width).
 private func pixels(of picture: UIImage) throws -> MLMultiArray {
@@ -29,7 +45,7 @@ private func pixels(of picture: UIImage) throws -> MLMultiArray {
         let context = CGContext(
             data: buffer.baseAddress, width: width, height: height, bitsPerComponent: 8, bytesPerRow: width * bytesPerPixel,
             space: $space, bitmapInfo: $alpha.rawValue)
-        context?.draw(picture.cgImage!, in: CGRect(x: 0, y: 0, width: width, height: height))
+        context?.draw(upright(picture), in: CGRect(x: 0, y: 0, width: width, height: height))
     }
     let array = try MLMultiArray(shape: [1, $channels, $height, $width], dataType: .float32)
     for channel in 0..<channels {
@@ -74,7 +90,7 @@ func $part(_ given: $given) throws -> MLFeatureProvider {
 $shown""")
 SWIFT_IMAGE = Template("""\
 try MLFeatureValue(
-        cgImage: given.cgImage!, pixelsWide: $width, pixelsHigh: $height, pixelFormatType: $format, options: nil)""")
+        cgImage: upright(given), pixelsWide: $width, pixelsHigh: $height, pixelFormatType: $format, options: nil)""")
 SWIFT_SHOWN = Template("""
 /// The picture that came out.
 private func picture(in output: MLFeatureProvider) -> UIImage {
@@ -82,9 +98,14 @@ private func picture(in output: MLFeatureProvider) -> UIImage {
 }
 """)
 KOTLIN_PIXELS = Template("""
-/** A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width). */
+/** A picture as the model wants it, its middle on white: pixels of 0–255, (1, $channels, $height, $width). */
 private fun pixels(picture: Bitmap): FloatArray {
-    val small = Bitmap.createScaledBitmap(picture, $width, $height, true)
+    val scale = maxOf($width.toFloat() / picture.width, $height.toFloat() / picture.height)
+    val (wide, high) = Pair(scale * picture.width, scale * picture.height)
+    val place = RectF(($width - wide) / 2, ($height - high) / 2, ($width + wide) / 2, ($height + high) / 2)
+    val small = Bitmap.createBitmap($width, $height, Bitmap.Config.ARGB_8888)
+    Canvas(small).drawColor(Color.WHITE)
+    Canvas(small).drawBitmap(picture, null, place, Paint(Paint.FILTER_BITMAP_FLAG))
     val colours = IntArray($width * $height)
     small.getPixels(colours, 0, $width, 0, 0, $width, $height)
     return FloatArray($channels * $width * $height) { i ->
@@ -97,7 +118,10 @@ KOTLIN_GREY = "0.299f * Color.red(colour) + 0.587f * Color.green(colour) + 0.114
 KOTLIN_COLOUR = "listOf(Color.red(colour), Color.green(colour), Color.blue(colour))[i / colours.size].toFloat()"
 KOTLIN = Template("""\
 import android.graphics.Bitmap
+import android.graphics.Canvas
 import android.graphics.Color
+import android.graphics.Paint
+import android.graphics.RectF
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
@@ -164,7 +188,8 @@ def swift(entry: Mapping[str, Any]) -> str:
     grey = {"stride": 1, "space": "CGColorSpaceCreateDeviceGray()", "alpha": "CGImageAlphaInfo.none"}
     colour = {"stride": 4, "space": "CGColorSpaceCreateDeviceRGB()", "alpha": "CGImageAlphaInfo.noneSkipLast"}
     sizes = {"channels": channels, "height": height, "width": width, **(grey if channels == 1 else colour)}
-    return SWIFT.substitute(common, prepare=SWIFT_PIXELS.substitute(sizes), given="UIImage", converted="pixels")
+    prepare = f"{SWIFT_UPRIGHT.substitute(sizes)}\n{SWIFT_PIXELS.substitute(sizes)}"
+    return SWIFT.substitute(common, prepare=prepare, given="UIImage", converted="pixels")
 
 
 def swift_with_images(entry: Mapping[str, Any], common: Mapping[str, str]) -> str:
@@ -178,7 +203,8 @@ def swift_with_images(entry: Mapping[str, Any], common: Mapping[str, str]) -> st
     _, channels, height, width = source["shape"]
     kind = "kCVPixelFormatType_OneComponent8" if channels == 1 else "kCVPixelFormatType_32BGRA"
     value = SWIFT_IMAGE.substitute(width=width, height=height, format=kind)
-    return SWIFT_IMAGES.substitute(common, given="UIImage", value=value, shown=shown)
+    upright = SWIFT_UPRIGHT.substitute(width=width, height=height)
+    return SWIFT_IMAGES.substitute(common, given="UIImage", value=value, shown=f"\n{upright}{shown}")
 
 
 def kotlin(entry: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ class Verification:
     function: str | None = None
     pictures: str = "arrays"
     batch_sizes: tuple[int, ...] = (1,)
+    num_images: int = NUM_IMAGES
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,7 @@ def verify(
         found.append(compare(path, reference, got, expected))
     worst, psnr = max(difference for difference, _ in found), min(noise for _, noise in found)
     facts = (artifact.format, artifact.part, precision, size_of(path), worst, psnr, function)
-    return Verification(str(path), *facts, artifact.pictures, artifact.batch_sizes)
+    return Verification(str(path), *facts, artifact.pictures, artifact.batch_sizes, num_images=len(inputs))
 
 
 @dataclass(frozen=True)
@@ -198,8 +199,11 @@ def examine(path: str | os.PathLike[str], *, function: str | None = None, seed: 
 def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
     """The largest difference and the lowest PSNR over the outputs; ValueError when one is over tolerance."""
     if [tuple(output.shape) for output in got] != [tuple(output.shape) for output in expected]:
-        shapes = [tuple(output.shape[1:]) for output in got]
-        raise ValueError(f"{path} is of another model: its outputs have shapes {shapes}, expected {reference.outputs}")
+        theirs, ours = (", ".join(str(tuple(output.shape[1:])) for output in some) for some in (got, expected))
+        raise ValueError(
+            f"{path} is of another model: its outputs have the shapes {theirs}, expected {ours} "
+            f"({', '.join(reference.outputs)}): give the checkpoint that it was exported from"
+        )
     tolerance = TOLERANCES[reference.precision]
     worst, lowest = 0.0, HIGHEST_PSNR
     for name, ours, theirs in zip(reference.outputs, got, expected, strict=True):

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pyro_mvae.environment import environment
+from pyro_mvae.latency.benchmark import SCHEMA
 from pyro_mvae.latency.peaks import Peaks
 
 WITHIN = 0.05
@@ -31,10 +33,7 @@ def regressions(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, 
         >>> regressions(slow, fast), regressions(fast, slow)
         ({'a': 1.2}, {})
     """
-    for key, what in (("schema", "schema"), ("environment", "processor")):
-        ours, theirs = ((run[key] if key == "schema" else run[key]["cpu"]) for run in (now, before))
-        if ours != theirs:
-            raise ValueError(f"figures of another {what} can't be compared: {theirs}, expected {ours}")
+    check_comparable(before, schema=now["schema"], cpu=now["environment"]["cpu"])
     machine = {precision: peak_of(now, precision) / peak_of(before, precision) for precision in ("float32", "int8")}
     timed = {each["name"]: each for each in before["rows"] if "p50_us" in each}
     slower: dict[str, float] = {}
@@ -47,6 +46,16 @@ def regressions(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, 
         if min(ratio, ratio * machine[each["precision"]]) > allowed:
             slower[each["name"]] = round(ratio, 3)
     return slower
+
+
+def check_comparable(before: Mapping[str, Any], *, schema: int = SCHEMA, cpu: str | None = None) -> None:
+    """Raise a ValueError for figures of another schema, or another processor than this machine's."""
+    for what, ours, theirs in (
+        ("schema", schema, before["schema"]),
+        ("processor", cpu or environment()["cpu"], before["environment"]["cpu"]),
+    ):
+        if ours != theirs:
+            raise ValueError(f"figures of another {what} can't be compared: {theirs}, expected {ours}")
 
 
 def peak_of(run: Mapping[str, Any], precision: str) -> float:

@@ -7,10 +7,10 @@ import hashlib
 import pytest
 import torch
 
-from pyro_mvae import Quantize, save_model
+from pyro_mvae import Quantize, export_onnx, load_model, save_model
 from pyro_mvae._version import __version__
 from pyro_mvae.environment import environment
-from pyro_mvae.export.manifest import describe, digest_of
+from pyro_mvae.export.manifest import describe, digest_of, write_manifest
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.search.student import calibrated
 from tests.catalog import EXPORTERS, MODELS
@@ -90,6 +90,23 @@ def test_a_manifest_that_cannot_be_read_says_so(content, message, tmp_path):
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         describe(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", '{"name": "a web app"}', '{"schema": 1}'])
+def test_what_is_no_manifest_of_ours_is_not_lost_unasked(content, checkpoints, tmp_path):
+    words = ["export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx"]
+    (tmp_path / "manifest.json").write_text(content)
+    assert "give another folder, or --overwrite" in run(*words, code=2).output
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    run(*words, "--overwrite")
+    assert [entry["path"] for entry in describe(tmp_path)["files"]] == ["a.onnx"]
+
+
+def test_the_manifest_says_how_many_images_were_compared(checkpoints, tmp_path):
+    model = load_model(checkpoints / "VAE.safetensors")
+    images = torch.randint(0, 256, (3, *model.image_shape), dtype=torch.uint8)
+    write_manifest(tmp_path, model, [export_onnx(model, tmp_path / "encoder.onnx", part="encoder", images=images)])
+    assert describe(tmp_path)["files"][0]["verified"]["images"] == 3
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -104,6 +104,12 @@ def test_what_became_slower_is_marked(folder, no_footprints):
     (folder / "before.json").write_text(json.dumps(held))
     result = run("benchmark", folder, "--no-peers", *FEW, "--compare", folder / "before.json", code=4)
     assert "slower: decoder.pte" in result.stderr
+    before = (folder / "benchmark.json").read_bytes()
+    words = ["benchmark", folder, "--no-peers", *FEW, "--compare"]
+    assert "is what is to be compared with" in run(*words, folder / "benchmark.json", code=2).stderr
+    (folder / "before.json").write_text(json.dumps({**held, "environment": {"cpu": "of a phone"}}))
+    assert "figures of another processor can't be compared: of a phone" in run(*words, folder / "before.json", code=2).stderr
+    assert (folder / "benchmark.json").read_bytes() == before, "nothing was timed for that"
 
 
 def test_a_slower_machine_is_no_regression():
