@@ -144,13 +144,14 @@ class MilProgram:
         return [tuple(low for low, _ in shape) for shape in self._shapes[name]]
 
     def noise(self, *, seed: int = 0) -> dict[str, np.ndarray]:
-        """Something to try the program with: 0 to 255 at random for what has the shape of pictures, else a normal
-        distribution; zeros for integers."""
+        """Something to try the program with: 0 to 255 at random for images, and for pixels of packages of ours, 0 to 1 for what
+        else has the shape of pictures, a normal distribution for the rest; zeros for integers."""
         generator = np.random.default_rng(seed)
         drawn = {}
         for name, shape in self.inputs.items():
             kind = np.dtype(_numpy_type(self._types[self._function.inputs[name]]))
-            values = 255 * generator.random(shape) if len(shape) == 4 else generator.standard_normal(shape)
+            largest = 255 if name in self.images or "precision" in self.metadata else 1
+            values = largest * generator.random(shape) if len(shape) == 4 else generator.standard_normal(shape)
             drawn[name] = values.astype(kind) if kind.kind == "f" else np.zeros(shape, kind)
         return drawn
 

@@ -84,7 +84,7 @@ def load_onnx(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], list[Tens
     """An ONNX model as its input's shape, a function on one core, and its metadata.
 
     Raises:
-        ValueError: when the file is no model.
+        ValueError: when the file is no model, or takes other than one array of floats of a fixed shape.
     """
     ort = import_quietly("onnxruntime")
     options = ort.SessionOptions()
@@ -94,7 +94,16 @@ def load_onnx(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], list[Tens
         session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base of their own
         raise ValueError(f"{path} is damaged or no ONNX model: {str(error).splitlines()[0]}") from error
-    (source,) = session.get_inputs()
+    sources = session.get_inputs()
+    if len(sources) != 1:
+        names = ", ".join(each.name for each in sources)
+        raise ValueError(f"{path} takes {len(sources)} inputs ({names}), expected one, as in the files of this package")
+    (source,) = sources
+    if source.type != "tensor(float)" or not all(isinstance(size, int) for size in source.shape):
+        raise ValueError(
+            f"{path} takes {source.name!r}, a {source.type} of shape {source.shape}, expected floats of a fixed shape: "
+            "export it with one"
+        )
     return tuple(source.shape), Session(session, source.name), dict(session.get_modelmeta().custom_metadata_map)
 
 

@@ -102,6 +102,12 @@ def load_artifact(path: str | os.PathLike[str], *, function: str | None = None) 
 
 def evaluated(format: str, program: MilProgram) -> Artifact:
     """A Core ML program as a function, operation by operation."""
+    if len(program.inputs) != 1:
+        names = ", ".join(program.inputs)
+        raise ValueError(
+            f"the program takes {len(program.inputs)} inputs ({names}), expected one, as in files of this package; "
+            "evaluate_mlpackage runs it all the same"
+        )
     ((name, shape),) = program.inputs.items()
 
     def run(x: Tensor) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Core ML packages: several functions in one, what Xcode shows, and packages that are not ours."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from pyro_mvae import examine, export_coreml, export_coreml_functions, load_mode
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.export.mil import MilProgram, evaluate_mlpackage, functions_of
+from pyro_mvae.export.verify import load_artifact
 from tests.commands import run
 
 ct = import_quietly("coremltools")
@@ -186,9 +188,33 @@ def test_nets_that_are_not_ours(name, tmp_path):
 def test_numbers_that_outgrow_their_type(tmp_path):
     path = tmp_path / "large.mlpackage"
     net = nn.Conv2d(1, 1, 1).eval()
-    nn.init.constant_(net.weight, 1e4)
+    nn.init.constant_(net.weight, 6e4)
+    nn.init.constant_(net.bias, 6e4)
     with quiet():
         program = torch.export.export(net, (torch.rand(1, 1, 4, 4),)).run_decompositions({})
         ct.convert(program, minimum_deployment_target=ct.target.iOS16, skip_model_load=True).save(str(path))
     with pytest.raises(ValueError, match="outgrow their type"):
         examine(path)
+
+
+def test_files_that_no_exporter_of_ours_writes_are_refused_by_what_they_take(tmp_path):
+    class Two(nn.Module):
+        def forward(self, one, two):
+            return one + two
+
+    path = tmp_path / "two.mlpackage"
+    with quiet():
+        program = torch.export.export(Two().eval(), (torch.rand(1, 4), torch.rand(1, 4))).run_decompositions({})
+        ct.convert(program, minimum_deployment_target=ct.target.iOS16, skip_model_load=True).save(str(path))
+    with pytest.raises(ValueError, match=r"takes 2 inputs \(one, two\), expected one"):
+        load_artifact(path)
+    for shape, type_, message in (
+        (["n", 1, 4, 4], onnx.TensorProto.FLOAT, r"shape \['n', 1, 4, 4\], expected floats of a fixed shape"),
+        ([1, 4], onnx.TensorProto.INT64, r"a tensor\(int64\) of shape \[1, 4\], expected floats"),
+    ):
+        values = [onnx.helper.make_tensor_value_info(name, type_, shape) for name in ("x", "y")]
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "same", values[:1], values[1:])
+        opsets = [onnx.helper.make_opsetid("", 18)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "same.onnx")
+        with pytest.raises(ValueError, match=message):
+            load_artifact(tmp_path / "same.onnx")
