@@ -81,12 +81,7 @@ def train(
     kind = model_class(model)
     callbacks = [*([write_csv(history)] if history else []), *([write_tensorboard(tensorboard)] if tensorboard else [])]
     images = suited(load_data(data, size=size, seed=seed, progress=progress), likelihood)
-    made = {
-        "latent_dim": latent_dim,
-        "likelihood": likelihood,
-        "theta": theta,
-        **chosen(kind, net=net, num_clusters=num_clusters),
-    }
+    made = {"likelihood": likelihood, "theta": theta, **chosen(kind, net=net, num_clusters=num_clusters)}
     path.unlink(missing_ok=True)
     vae, _ = fit_stage(
         initialized(kind, images, latent_dim=latent_dim, seed=seed, **made).to(present(device)),

@@ -34,9 +34,11 @@ def apply(*, checkpoint: str, out: str, **settings: Any) -> None:
     """
     with progress_bars() as progress:
         before, after = run(checkpoint, out, progress=progress, **settings)
-    left = list(zip(before.channels.items(), after.channels.values(), strict=False))
-    if len(after.channels) == len(before.channels) and any(number != now for (_, number), now in left):
-        rows = [[name, str(number), str(now), f"{1 - now / number:.0%}"] for (name, number), now in left]
+    widths = list(before.channels.values()), list(after.channels.values())  # names change where layers are quantised
+    if len(widths[0]) == len(widths[1]) and widths[0] != widths[1]:
+        rows = [
+            [name, str(was), str(now), f"{1 - now / was:.0%}"] for name, was, now in zip(before.channels, *widths, strict=True)
+        ]
         show(filled("Channels", ["layer", "before", "after", "removed"], rows))
     click.echo(
         f"{out}: {after.params:,} parameters of {before.params:,}, {after.macs:,} multiply-adds of {before.macs:,}, "

@@ -111,7 +111,8 @@ def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: b
     check_manifest(path.parent, model, overwrite=overwrite)
     found = run(model, path, **settings)
     found = found if isinstance(found, list) else [found]
-    write_manifest(path.parent, model, found, latencies={each.path: file_latency(each, model) for each in found})
+    latencies = {each.path: file_latency(each, model) for each in found}
+    write_manifest(path.parent, model, found, latencies=latencies, overwrite=overwrite)
     write_readme(path.parent)
     for each in found:
         show(each)

@@ -25,7 +25,8 @@ from pyro_mvae.nets.macs import macs_of
 
 SCHEMA = 2
 NAME = "manifest.json"
-REMEDY = "give another folder, or --overwrite"
+AGAIN = "export the files again, to another folder or with --overwrite"
+ASIDE = "give another folder, or --overwrite"
 PIXELS_IN = {"meaning": "pixels, raw", "range": [0, 255]}
 PIXELS_OUT = {"meaning": "pixels, the location of p(x|z)", "range": [0, 1]}
 PIXELS_EXPECTED = {"meaning": "the mean of each pixel, over θ′ and x", "range": [0, 1]}
@@ -50,31 +51,42 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         held = json.loads(file.read_text(encoding="utf-8"))
         schema = held["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged, or no manifest of ours: {REMEDY}") from error
+        raise ValueError(f"{file} is damaged, or no manifest of ours: {AGAIN}") from error
     if schema != SCHEMA:
-        raise ValueError(f"{file} has schema {schema}, expected {SCHEMA}, and is of another version of this package: {REMEDY}")
+        raise ValueError(f"{file} has schema {schema}, expected {SCHEMA}, and is of another version of this package: {AGAIN}")
     return held
 
 
 def check_manifest(folder: Path, model: VAE, *, overwrite: bool = False) -> None:
     """Raise a ValueError where a folder's manifest is of another model, or can't be read: it would be lost."""
     if (folder / NAME).is_file() and not overwrite and describe(folder)["model"]["sha256"] != digest(model):
-        raise ValueError(f"{folder / NAME} is of another model: {REMEDY}")
+        raise ValueError(f"{folder / NAME} is of another model: {ASIDE}")
 
 
 def write_manifest(
-    folder: Path, model: VAE, files: Iterable[Verification], *, latencies: Mapping[str, Mapping[str, float] | None] | None = None
+    folder: Path,
+    model: VAE,
+    files: Iterable[Verification],
+    *,
+    latencies: Mapping[str, Mapping[str, float] | None] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Note exported files of a model in the manifest of their folder; what it says of others of the same model stays.
 
     Args:
         files: what verifying each found.
         latencies: p50 and p90 in µs, by paths, where they were measured.
+        overwrite: whether a manifest that can't be read may be replaced.
+
+    Raises:
+        ValueError: for one that can't be read, and may not.
     """
     known = digest(model)
     try:
         held = describe(folder) if (folder / NAME).is_file() else None
-    except ValueError:  # `check_manifest` has asked
+    except ValueError:
+        if not overwrite:
+            raise
         held = None
     if held and held["model"]["sha256"] != known:
         held = None

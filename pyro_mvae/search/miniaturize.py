@@ -116,8 +116,8 @@ def miniaturize(
             with the rest pruned, trained on for an epoch.
         nll_samples: importance samples for each test image.
         distill: λ of (19), where students are distilled; a VQ-VAE's learn from the data alone.
-        importance_samples: K of the bound that the last student is trained on with, see `penalties.Tighten`; 1 for the ELBO. The
-            smallest students, whose encoders say little, lose about a nat less with 5, in three times the time an epoch.
+        importance_samples: K of the bound that the last student is trained on with, see `penalties.Tighten`; 1 for the ELBO. For
+            the smallest students, whose encoders say little; an epoch takes longer the larger K is.
         out: the folder to make, or to go on in: a student that was trained is not trained again. It holds `student.safetensors`,
             `pareto.csv`, `pareto.html`, and all students in `candidates/`.
         processes: how many students are trained at a time, each in a process of its own.

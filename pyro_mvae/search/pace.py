@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,11 @@ class Pace:
 
 def paces(plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, *, distill: float) -> dict[Plan, Pace]:
     """The pace of each plan, measured once and kept in `paces.json`; what a teacher takes is measured with the first."""
-    path, first = out / "paces.json", plans[0]
-    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    first = plans[0]
     taught_by = lessons(teachers[first.latent_dim], distill)
 
     def seconds(name: str, plan: Plan, penalties: Sequence[Penalty] = (), *, besides: float = 0.0) -> float:
-        if name not in known:
-            known[name] = max(seconds_an_epoch(plan, teachers[plan.latent_dim], data, penalties) - besides, 0.0)
-            write_text(path, json.dumps(known, indent=1) + "\n")
-        return known[name]
+        return once(out, name, lambda: max(seconds_an_epoch(plan, teachers[plan.latent_dim], data, penalties) - besides, 0.0))
 
     lesson = seconds("lesson", first, taught_by, besides=seconds(first.name, first)) if taught_by else float("inf")
     return {plan: pace(seconds(plan.name, plan), lesson) for plan in plans}
@@ -77,13 +73,19 @@ def last_epochs(
     plan: Plan, teacher: VAE, data: Data, out: Path, *, pace: Pace, weight: float, samples: int, seconds: float
 ) -> int:
     """How many epochs there is time for in the last round, where several codes are drawn for each image."""
-    path, key = out / "paces.json", f"{plan.name}, {samples} codes"
-    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    if key not in known:
-        taught_by = lessons(teacher, weight if pace.distilled else 0.0, importance_samples=samples)
-        known[key] = seconds_an_epoch(plan, teacher, data, taught_by)
+    taught_by = lessons(teacher, weight if pace.distilled else 0.0, importance_samples=samples)
+    taken = once(out, f"{plan.name}, {samples} codes", lambda: seconds_an_epoch(plan, teacher, data, taught_by))
+    return replace(pace, seconds=taken).epochs(seconds)
+
+
+def once(out: Path, name: str, measure: Callable[[], float]) -> float:
+    """What `paces.json` in the folder of a search knows of a name, measured where it knows nothing."""
+    path = out / "paces.json"
+    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if name not in known:
+        known[name] = measure()
         write_text(path, json.dumps(known, indent=1) + "\n")
-    return replace(pace, seconds=known[key]).epochs(seconds)
+    return known[name]
 
 
 def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, taught_by: Sequence[Penalty]) -> float:

@@ -87,8 +87,8 @@ LOOKED_AT = {
 def test_a_channel_that_is_0_stays_where_more_than_convolutions_look_at_it(net, dead):
     torch.manual_seed(0)
     net, x = net().eval(), torch.rand(3, 1, 8, 8)
-    for layer in [layer for layer in net.modules() if isinstance(layer, nn.Conv2d)][:1]:
-        layer.weight.data[dead], layer.bias.data[dead] = 0, -1
+    first = next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    first.weight.data[dead], first.bias.data[dead] = 0, -1
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.bias.data += 0.5

@@ -96,8 +96,11 @@ def test_a_manifest_that_cannot_be_read_says_so(content, message, tmp_path):
 def test_what_is_no_manifest_of_ours_is_not_lost_unasked(content, checkpoints, tmp_path):
     words = ["export-onnx", checkpoints / "VAE.safetensors", tmp_path / "a.onnx"]
     (tmp_path / "manifest.json").write_text(content)
-    assert "give another folder, or --overwrite" in run(*words, code=2).output
+    assert "to another folder or with --overwrite" in run(*words, code=2).output.replace("\n", " ")
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    model = load_model(words[1])
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        write_manifest(tmp_path, model, [])
     run(*words, "--overwrite")
     assert [entry["path"] for entry in describe(tmp_path)["files"]] == ["a.onnx"]
 
