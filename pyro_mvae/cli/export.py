@@ -11,11 +11,11 @@ import click
 import pyro_mvae
 from pyro_mvae.cli.terminal import Verb, about
 from pyro_mvae.export.capture import EVERY_PART
-from pyro_mvae.export.coreml import PICTURES, TARGETS
+from pyro_mvae.export.coreml import PICTURES
 from pyro_mvae.export.executorch import FLOATS
 from pyro_mvae.export.manifest import check_manifest, precision_noted, write_manifest
 from pyro_mvae.export.mil import functions_of
-from pyro_mvae.export.packages import DEFAULT_TARGETS
+from pyro_mvae.export.packages import DEFAULT_TARGETS, TARGETS
 from pyro_mvae.export.snippets import write_readme
 from pyro_mvae.export.verify import examine
 from pyro_mvae.latency.timing import file_latency
@@ -42,7 +42,7 @@ float_or_int8 = click.option("--precision", type=click.Choice(["float32", "int8"
 @exports
 @some_parts
 @click.option("--precision", default="float16", show_default=True, type=click.Choice(list(DEFAULT_TARGETS)))
-@click.option("--target", type=click.Choice(TARGETS), help="Earliest system; iOS18 for int8 and int4, else iOS16.")
+@click.option("--target", type=click.Choice(list(TARGETS)), help="Earliest system; iOS18 for int8 and int4, else iOS16.")
 @click.option("--pictures", default=PICTURES[0], show_default=True, type=click.Choice(PICTURES), help="How an app sees them.")
 @click.option("--batch", "batch_sizes", default=[1], multiple=True, type=int, help="How many at a time; again: 1 and others.")
 @about

@@ -17,7 +17,7 @@ from pyro_mvae._version import __version__
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.capture import MOST, Capture, capture
 from pyro_mvae.export.manifest import tensors_of
-from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, caution, settle
+from pyro_mvae.export.packages import DEFAULT_TARGETS, TARGETS, WRONG_PASSES, caution, settle
 from pyro_mvae.export.verify import Verification, check_suffix, written
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
@@ -27,7 +27,6 @@ from pyro_mvae.nets.quantized import is_quantized
 
 logger = logging.getLogger(__name__)
 
-TARGETS = ("iOS16", "iOS17", "iOS18")
 PICTURES = ("arrays", "images")
 COLOURS = {1: "GRAYSCALE", 3: "RGB"}
 OWN_FIELDS = ("author", "license", "version")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from pyro_mvae.atomic import write_text
 from pyro_mvae.environment import environment
 from pyro_mvae.export.capture import PARTS, PREDICTIVE, Capture, capture
 from pyro_mvae.export.delegation import delegation
+from pyro_mvae.export.onnx import opset_of
+from pyro_mvae.export.packages import needs
 from pyro_mvae.export.verify import Verification
 from pyro_mvae.inference.checkpoint import digest
 from pyro_mvae.likelihoods import LogisticLikelihood
@@ -115,11 +117,15 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
     path = Path(facts.pop("path"))
     verified = {name: facts.pop(name) for name in ("max_abs_diff", "psnr_db")}
     verified["images"] = facts.pop("num_images")
-    if verification.format == "executorch":
-        facts["delegation"] = asdict(delegation(path.read_bytes()))
+    asked: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "coreml": needs,
+        "executorch": lambda path: {"delegation": asdict(delegation(path.read_bytes()))},
+        "onnx": lambda path: {"opset": opset_of(path)},
+    }
     return {
         "path": path.relative_to(folder).as_posix(),
         **facts,
+        **asked[verification.format](path),
         "sha256": digest_of(path),
         "macs": part_macs(model, verification.part),
         **tensors_of(

@@ -80,6 +80,12 @@ def unsigned(proto: Any) -> Any:
     return proto
 
 
+def opset_of(path: Path) -> int:
+    """The operator set that a file of ours is written in."""
+    (opset,) = (each.version for each in import_quietly("onnx").load(path).opset_import if not each.domain)
+    return opset
+
+
 def load_onnx(path: Path) -> tuple[tuple[int, ...], Callable[[Tensor], list[Tensor]], dict[str, str]]:
     """An ONNX model as its input's shape, a function on one core, and its metadata.
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from pyro_mvae.export._quiet import import_quietly
 
+TARGETS = {"iOS16": 7, "iOS17": 8, "iOS18": 9}
+"""The oldest systems that packages are written for, and the specifications that those read."""
 DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18", "int4": "iOS18"}
 # this pass fuses dequantise → reshape → quantise without comparing the two scales
 WRONG_PASSES = ("common::int_op_canonicalization",)
@@ -30,6 +32,13 @@ def caution(*, precision: str, target: str) -> str | None:
         f"int8 weights for {target} are computed wrong by GPU and neural engine of some phones: "
         "set computeUnits to cpuOnly, or take iOS18"
     )
+
+
+def needs(package: Path) -> dict[str, str | None]:
+    """The oldest system that runs a package, and what an app has to mind, both as the package says itself."""
+    spec = import_quietly("coremltools").utils.load_spec(str(package))
+    (target,) = (name for name, version in TARGETS.items() if version == spec.specificationVersion)
+    return {"target": target, "caution": spec.description.metadata.userDefined.get("caution")}
 
 
 def settle(package: Path, *, metadata: Any = None, facts: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How an app loads exported files: `README.md` beside them, with a snippet for each part in Swift and in Kotlin."""
+"""How an app loads exported files: `README.md` beside them, with a snippet for each part in Swift, Kotlin and JavaScript."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from pyro_mvae.export.manifest import describe, one_a_part
 
 NAME = "README.md"
 MARK = "<!-- written by pyro-mvae from manifest.json -->"
-LANGUAGES = {"coreml": "swift", "executorch": "kotlin"}
+LANGUAGES = {"coreml": "Swift", "executorch": "Kotlin", "onnx": "JavaScript"}
 NOT_COMPILED = "It was neither compiled nor run where the files were made."
 
 SWIFT_LOAD = "let model = try MLModel(contentsOf: package)"
-SWIFT_FUNCTION = Template("""\
+SWIFT_CONFIGURED = Template("""\
 let configuration = MLModelConfiguration()
-    configuration.functionName = "$function"
+    $settings
     let model = try MLModel(contentsOf: package, configuration: configuration)""")
+SWIFT_FUNCTION = Template('configuration.functionName = "$function"')
+SWIFT_CAREFUL = Template("configuration.computeUnits = .cpuOnly  // $caution")
 SWIFT_UPRIGHT = Template("""\
 /// A picture upright, its middle on white, $width × $height: as those were that the model was trained on.
 private func upright(_ picture: UIImage) -> CGImage {
@@ -133,6 +135,36 @@ fun $part(path: String, given: $given): List<FloatArray> {
 }
 """)
 
+JAVASCRIPT_PIXELS = Template("""
+/** A picture as the model wants it, its middle on white: pixels of 0–255, (1, $channels, $height, $width). */
+function pixels(picture) {
+  const context = new OffscreenCanvas($width, $height).getContext("2d");
+  const scale = Math.max($width / picture.width, $height / picture.height);
+  const [wide, high] = [scale * picture.width, scale * picture.height];
+  context.fillStyle = "white";
+  context.fillRect(0, 0, $width, $height);
+  context.drawImage(picture, ($width - wide) / 2, ($height - high) / 2, wide, high);
+  const { data } = context.getImageData(0, 0, $width, $height);
+  const area = $width * $height;
+  return Float32Array.from({ length: $channels * area }, (_, i) => {
+    const place = 4 * (i % area);
+    return $pixel;
+  });
+}
+""")
+JAVASCRIPT_GREY = "0.299 * data[place] + 0.587 * data[place + 1] + 0.114 * data[place + 2]"
+JAVASCRIPT_COLOUR = "data[place + Math.floor(i / area)]"
+JAVASCRIPT = Template("""\
+import * as ort from "onnxruntime-web";
+$prepare
+/** $outputs. `given` is $given. */
+export async function $part(given) {
+  const session = await ort.InferenceSession.create("$path");
+  const found = await session.run({ $input: new ort.Tensor("float32", $converted, [$shape]) });
+  return [$names].map((name) => found[name].data);
+}
+""")
+
 
 def write_readme(folder: Path) -> None:
     """Say how an app loads the files of a folder, by its manifest; somebody else's `README.md` is left as it is."""
@@ -155,16 +187,31 @@ def readme(manifest: Mapping[str, Any]) -> str:
     for format, language in LANGUAGES.items():
         for entry in one_a_part(manifest["files"], format):
             lines += [
-                f"## {entry['part'].capitalize()} in {language.capitalize()}",
+                f"## {entry['part'].capitalize()} in {language}",
                 "",
-                f"For `{entry['path']}`. {NOT_COMPILED}",
+                f"For `{entry['path']}`{needing(entry)}. {NOT_COMPILED}",
                 "",
-                f"```{language}",
+                f"```{language.lower()}",
                 SNIPPETS[format](entry).rstrip(),
                 "```",
                 "",
             ]
     return "\n".join(lines)
+
+
+def needing(entry: Mapping[str, Any]) -> str:
+    """What a file asks of where it runs."""
+    parts = [entry.get("target") and f"{entry['target']} or later", entry.get("opset") and f"operator set {entry['opset']}"]
+    return "".join(f", {part}" for part in parts if part)
+
+
+def loading(entry: Mapping[str, Any]) -> str:
+    """How Swift loads a package: one of its functions, or off what computes it wrong."""
+    settings = [
+        *([SWIFT_FUNCTION.substitute(entry)] if entry.get("function") else []),
+        *([SWIFT_CAREFUL.substitute(entry)] if entry.get("caution") else []),
+    ]
+    return SWIFT_CONFIGURED.substitute(settings="\n    ".join(settings)) if settings else SWIFT_LOAD
 
 
 def swift(entry: Mapping[str, Any]) -> str:
@@ -177,7 +224,7 @@ def swift(entry: Mapping[str, Any]) -> str:
         "stem": Path(entry["path"]).stem,
         "input": source["name"],
         "outputs": names,
-        "load": SWIFT_LOAD if entry.get("function") is None else SWIFT_FUNCTION.substitute(function=entry["function"]),
+        "load": loading(entry),
     }
     if entry.get("pictures") == "images":
         return swift_with_images(entry, common)
@@ -210,9 +257,7 @@ def swift_with_images(entry: Mapping[str, Any], common: Mapping[str, str]) -> st
 def kotlin(entry: Mapping[str, Any]) -> str:
     """A function that calls an ExecuTorch program."""
     (source,) = entry["inputs"]
-    outputs = ", ".join(f"{output['name']}: {output['meaning']}" for output in entry["outputs"])
-    shape = ", ".join(map(str, source["shape"]))
-    common = {"part": entry["part"], "path": entry["path"], "shape": shape, "outputs": outputs[0].upper() + outputs[1:]}
+    common = called(entry)
     if len(source["shape"]) == 2:
         return KOTLIN.substitute(common, prepare="", given="FloatArray", converted="given")
     _, channels, height, width = source["shape"]
@@ -220,4 +265,24 @@ def kotlin(entry: Mapping[str, Any]) -> str:
     return KOTLIN.substitute(common, prepare=KOTLIN_PIXELS.substitute(sizes), given="Bitmap", converted="pixels(given)")
 
 
-SNIPPETS: dict[str, Callable[[Mapping[str, Any]], str]] = {"coreml": swift, "executorch": kotlin}
+def javascript(entry: Mapping[str, Any]) -> str:
+    """A function that calls an ONNX model in a browser."""
+    (source,) = entry["inputs"]
+    names = ", ".join(f'"{output["name"]}"' for output in entry["outputs"])
+    common = {**called(entry), "input": source["name"], "names": names}
+    if len(source["shape"]) == 2:
+        return JAVASCRIPT.substitute(common, prepare="", given="a Float32Array", converted="given")
+    _, channels, height, width = source["shape"]
+    pixel = JAVASCRIPT_GREY if channels == 1 else JAVASCRIPT_COLOUR
+    prepare = JAVASCRIPT_PIXELS.substitute(channels=channels, height=height, width=width, pixel=pixel)
+    return JAVASCRIPT.substitute(common, prepare=prepare, given="an ImageBitmap", converted="pixels(given)")
+
+
+def called(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What a file is called by, and what comes out of it."""
+    outputs = ", ".join(f"{output['name']}: {output['meaning']}" for output in entry["outputs"])
+    shape = ", ".join(map(str, entry["inputs"][0]["shape"]))
+    return {"part": entry["part"], "path": entry["path"], "shape": shape, "outputs": outputs[0].upper() + outputs[1:]}
+
+
+SNIPPETS: dict[str, Callable[[Mapping[str, Any]], str]] = {"coreml": swift, "executorch": kotlin, "onnx": javascript}

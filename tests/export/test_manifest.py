@@ -52,8 +52,27 @@ def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
         assert entry["verified"]["psnr_db"] >= 40
         assert (entry["latency"] is None) == (entry["format"] == "coreml")
         assert entry["latency"] is None or 0 < entry["latency"]["p50_us"] <= entry["latency"]["p90_us"]
+        assert entry.get("target") == {"coreml": "iOS16"}.get(entry["format"])
+        assert entry.get("opset") == {"onnx": 18}.get(entry["format"])
+        assert ("caution" in entry, entry.get("caution")) == (entry["format"] == "coreml", None)
         assert entry["versions"] == {"pyro-mvae": __version__, **environment()}
     assert manifest["model"]["passes"] == (["Quantize(weight_bits=8, ranges='moving')"] if name == "int8" else [])
+
+
+def test_what_to_mind_of_a_package_is_noted(checkpoints, tmp_path):
+    run(
+        "export-coreml",
+        checkpoints / "int8.safetensors",
+        tmp_path / "decoder.mlpackage",
+        "--precision",
+        "int8",
+        "--target",
+        "iOS17",
+    )
+    (entry,) = describe(tmp_path)["files"]
+    assert entry["target"] == "iOS17"
+    assert "set computeUnits to cpuOnly" in entry["caution"]
+    assert f"computeUnits = .cpuOnly  // {entry['caution']}" in (tmp_path / "README.md").read_text()
 
 
 def test_a_path_that_is_another_part_now_is_one_file(checkpoints, tmp_path):

@@ -23,7 +23,9 @@ FILES = [
     entry("encoder", "executorch", "encoder.pte", [1, 3, 20, 24], ["loc", "scale"]),
     entry("decoder", "executorch", "decoder.pte", [1, 7], ["image"]),
     entry("anomaly", "executorch", "anomaly.pte", [1, 1, 20, 24], ["score"]),
+    entry("encoder", "onnx", "encoder.onnx", [1, 3, 20, 24], ["loc", "scale"]),
     entry("decoder", "onnx", "decoder.onnx", [1, 7], ["image"]),
+    entry("anomaly", "onnx", "anomaly.onnx", [1, 1, 20, 24], ["score"]),
 ]
 
 
@@ -32,7 +34,7 @@ def snippets(language):
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-@pytest.mark.parametrize(("language", "number"), [("swift", 2), ("kotlin", 3)])
+@pytest.mark.parametrize(("language", "number"), [("swift", 2), ("kotlin", 3), ("javascript", 3)])
 def test_a_snippet_for_each_part(language, number):
     found = snippets(language)
     assert len(found) == number, "one a part, however many precisions there are"
@@ -58,11 +60,39 @@ def test_sizes_and_names_are_the_files():
     assert "0.587f" in grey
     assert "longArrayOf(1, 7)" in code
     assert "fromBlob(given" in code
+    colour, code, grey = snippets("javascript")
+    assert '{ image: new ort.Tensor("float32", pixels(given), [1, 3, 20, 24]) }' in colour
+    assert '["loc", "scale"].map' in colour
+    assert "new OffscreenCanvas(24, 20)" in grey
+    assert "0.587" in grey
+    assert '{ z: new ort.Tensor("float32", given, [1, 7]) }' in code
+
+
+def test_what_a_file_asks_of_where_it_runs_is_said():
+    """Integers that some phones compute wrong stay on the CPU, whichever function of a package is loaded."""
+    file = entry("decoder", "coreml", "decoder.mlpackage", [1, 7], ["image"])
+    plain = {"target": "iOS16", "caution": None}
+    careful = {"target": "iOS17", "caution": "mind this"}
+    for about, systems, settings in (
+        (plain, "iOS16", []),
+        (careful, "iOS17", [".cpuOnly  // mind this"]),
+        ({**plain, "function": "decoder"}, "iOS16", ['functionName = "decoder"']),
+        ({**careful, "function": "decoder"}, "iOS17", ['functionName = "decoder"', ".cpuOnly  // mind this"]),
+    ):
+        page = readme({"model": {"class": "VAE"}, "files": [{**file, **about}]})
+        assert f"`decoder.mlpackage`, {systems} or later." in page
+        assert [line.strip().partition(" = ")[0] for line in page.splitlines() if line.strip().startswith("configuration.")] == [
+            "configuration.functionName" if "function" in each else "configuration.computeUnits" for each in settings
+        ]
+        assert all(each in page for each in settings)
+        assert ("MLModelConfiguration()" in page) == bool(settings)
+    onnx = {**entry("decoder", "onnx", "decoder.onnx", [1, 7], ["image"]), "opset": 18}
+    assert "`decoder.onnx`, operator set 18." in readme({"model": {"class": "VAE"}, "files": [onnx]})
 
 
 def test_it_says_that_it_was_not_compiled():
     page = readme({"model": {"class": "VAE"}, "files": FILES})
-    assert page.count("neither compiled nor run") == 5
+    assert page.count("neither compiled nor run") == 8
 
 
 def test_it_is_written_again_and_nobody_elses_is(tmp_path):
