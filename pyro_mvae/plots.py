@@ -112,7 +112,7 @@ def accuracy_bars(table: pd.DataFrame, columns: Mapping[str, str]) -> Picture:
 
 
 def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = None) -> Picture:
-    """Students of `miniaturize`, their held-out bound against a cost, each with its number in the table; see `pareto.html`."""
+    """Students of `miniaturize`, the NLL of images they did not see against a cost, numbered as in the table of `pareto.html`."""
     figure = drawing(7, 4.2)
     plane = figure.subplots()
     plane.scatter(table[axis], table["held_out"], s=18, color="tab:gray")
@@ -125,7 +125,7 @@ def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = N
     plane.scatter(taken[axis], taken["held_out"], s=160, marker="*", color="tab:red", zorder=3)
     if bound is not None:
         plane.axvline(bound, linestyle=":", color="tab:gray")
-    plane.set(xlabel=label, ylabel="held-out bound, nats per image")
+    plane.set(xlabel=label, ylabel="NLL of held-out images, nats")
     return png(figure)
 
 

@@ -36,7 +36,7 @@ from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_
 from pyro_mvae.side_by_side import side_by_side
 
 HELD_OUT = 2000
-FORMAT = 3
+FORMAT = 4
 """Of what a folder keeps of its search."""
 
 
@@ -97,16 +97,17 @@ def miniaturize(
 ) -> Miniature:
     """Find the student that loses least NLL within a budget, by successive halving under the objective (14).
 
-    1. Students of the teacher's class are laid out: mobile and convolutional nets of several depths and shapes, each as large as
-       the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it is
-       trained; a table of blocks guides to them.
+    1. Students of the teacher's class are laid out: mobile, convolutional and fully connected nets of several shapes, each as
+       large as the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it
+       is trained; a table of blocks guides to them.
     2. All are trained for as much time, the better third for more, and a third of that; the last are trained with rounding
        as on the phone, the λ of (17) a multiplier that holds the rounding error to half of what it was. Others are quantised
        after training. A student is distilled (19) unless its epoch takes more than twice as long then, as with a teacher many
        times its size: more epochs teach it more.
-    3. Those that go on are chosen by the bound on a tenth of the training images that no student sees. The NLL on test images is
-       measured of all that nothing cheaper beats; the least held-out bound that is within the budget is taken. Without a bound on
-       cost the smallest files within `nll_loss` are.
+    3. Those that go on are chosen by the NLL of a tenth of the training images, which no student sees: by as many samples as at
+       last, a bound of few would pass over students whose encoders say little. The NLL on test images is measured of all that
+       nothing cheaper beats; the least held-out one that is within the budget is taken. Without a bound on cost the smallest
+       files within `nll_loss` are.
 
     Args:
         teacher: a fitted model; left as it is.
@@ -114,7 +115,7 @@ def miniaturize(
         weight_bits: what to try. A `.pte` holds a byte a weight whatever they are.
         latent_dims: sizes of the code to try; when None, as many as the teacher has active. A teacher of a smaller code is one
             with the rest pruned, trained on for an epoch.
-        nll_samples: importance samples for each test image.
+        nll_samples: importance samples for each image.
         distill: λ of (19), where students are distilled; a VQ-VAE's learn from the data alone.
         importance_samples: K of the bound that the last student is trained on with, see `penalties.Tighten`; 1 for the ELBO. For
             the smallest students, whose encoders say little; an epoch takes longer the larger K is.
@@ -125,8 +126,8 @@ def miniaturize(
 
     Returns: the student, and a table with a row for each one that was tried: name, widths, hidden, encoder, latent_dim and
         weight_bits, see `Plan`; kb, macs and latency_us, measured, see `Cost`; epochs; distilled; rounded ("in training" or
-        "after"); held_out, the bound, nats per image, of int8; nll and nll_loss on test images, where measured; within (the
-        budget), front, chosen.
+        "after"); held_out, its NLL on images it did not see, nats each, of int8; nll and nll_loss on test images, where
+        measured; within (the budget), front, chosen.
 
     Raises:
         ValueError: for settings that can't be, or a folder of another search.
@@ -186,7 +187,7 @@ def searched(
     pace = paces(plans, teachers, data, out, distill=search.distill)
     with tempfile.TemporaryDirectory() as shared:
         files, samples = handed_over(teachers, data, held, Path(shared)), search.importance_samples
-        lesson = Lesson(search.distill, search.seed, files, out, samples)
+        lesson = Lesson(search.distill, search.seed, files, out, search.nll_samples, samples)
         told = {plan: lesson if pace[plan].distilled else replace(lesson, distill=0.0) for plan in plans}
         for rung, (seconds, number) in enumerate(halving):
             plans = plans[:number]

@@ -47,7 +47,7 @@ def page(table: pd.DataFrame, budget: Budget) -> str:
     asked = ", ".join(shown(axis, bound) for axis, bound in budget.given().items())
     note = (
         "Numbers are those of the table's rows; the front is drawn as a line, the student chosen as a star, the budget dotted. "
-        "held_out: the bound on training images that no student saw, nats; nll: on test images, of the front alone."
+        "held_out: NLL of training images that no student saw, nats; nll: on test images, of the front alone."
     )
     header, rows = as_text(table)
     return PAGE.format(

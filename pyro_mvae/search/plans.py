@@ -22,6 +22,8 @@ CONV_DEPTHS = (2, 3)
 """Maps of convolutional nets."""
 CONV_HIDDEN = ((1, 1.0), (3, 1.0), (6, 0.5))
 """Their hidden units, × what is usual: a dense layer is cheap where multiply-adds are dear; and their encoders, as in `Plan`."""
+MLP = ((1, 1.0), (2, 1.0), (2, 0.5))
+"""Hidden layers of fully connected nets, and their encoders: a weight of theirs is one multiply-add, of a map's it is many."""
 SHARES = (1.0, 0.7, 0.45)
 """Of the budget: one student as large as it allows, and two that show what less would cost."""
 SCALES = [0.12 * 1.08**i for i in range(48)]
@@ -51,7 +53,8 @@ class Plan:
     @property
     def name(self) -> str:
         """What its files are called."""
-        name = f"{self.net}-w{'-'.join(map(str, self.widths))}-h{self.hidden}-z{self.latent_dim}-b{self.weight_bits}"
+        widths = "-".join(map(str, self.widths))
+        name = f"{self.net}{widths and f'-w{widths}'}-h{self.hidden}-z{self.latent_dim}-b{self.weight_bits}"
         return name if self.encoder == 1 else f"{name}-e{self.encoder:g}"
 
     def student(self, teacher: VAE, *, seed: int = 0) -> VAE:
@@ -121,7 +124,7 @@ class Shape:
 
 
 def shapes(teacher: VAE) -> list[Shape]:
-    """As usual, with fewer maps, narrower or wider towards the small ones: mobile and convolutional nets by turns."""
+    """As usual, with fewer maps, narrower or wider towards the small ones: mobile, convolutional, fully connected by turns."""
     widths, hidden = usual_sizes("mobile", teacher.image_shape)
     mobile = [
         tapered("mobile", widths[:depth], hidden, taper)
@@ -135,7 +138,9 @@ def shapes(teacher: VAE) -> list[Shape]:
         for taper in TAPERS["conv"]
         for more, encoder in CONV_HIDDEN
     ]
-    return [shape for pair in itertools.zip_longest(mobile, conv) for shape in pair if shape is not None]
+    _, hidden = usual_sizes("mlp", teacher.image_shape)
+    mlp = [Shape("mlp", (hidden,) * (layers - 1), hidden, encoder) for layers, encoder in MLP]
+    return [shape for each in itertools.zip_longest(mobile, conv, mlp) for shape in each if shape is not None]
 
 
 def least(teacher: VAE, budget: Budget, *, latent_dim: int, bits: int, latency: Callable[[VAE], float]) -> list[Plan]:

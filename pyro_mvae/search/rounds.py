@@ -23,15 +23,16 @@ from pyro_mvae.inference.penalties import Penalty, Round
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.inference.tuning import OneCycle, quantization_error
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.kinds import KINDS
 from pyro_mvae.search.pace import batch_size, lessons
 from pyro_mvae.search.plans import Plan
 
-RUNGS = (0.3, 0.3, 0.4)
+RUNGS = (0.25, 0.25, 0.5)
 """Shares of the time: for all students, for a third of them, and for the best of those, trained with rounding at last."""
-KEPT, KINDS = 3, 2
-"""One of so many is in the second round, and two at least: the best of each kind, some learn fast and others get far."""
+KEPT = 3
+"""One of so many is in the second round, and the best of each kind of nets at least: some learn fast and others get far."""
 DATA = "data.safetensors"
-FEW_SAMPLES, LR = 5, 4e-3
+LR = 4e-3
 LEAST_EPOCHS = 4
 """Of the first student in the first round, if there is time: after one, those that learn fast are ahead of those that get far."""
 ROUNDED = 0.5
@@ -44,6 +45,7 @@ class Lesson:
 
     Attributes:
         distill: λ of (19); 0 where it learns from the data alone.
+        nll_samples: importance samples of the NLL that students are ranked by.
         importance_samples: K of the bound that is maximised in the last round, the ELBO for 1.
         seed: of weights and noise.
         files: the folder of what `handed_over` wrote.
@@ -54,6 +56,7 @@ class Lesson:
     seed: int
     files: Path
     out: Path
+    nll_samples: int
     importance_samples: int = 1
 
 
@@ -84,10 +87,10 @@ def rounds(students: int, seconds: float, *, epoch: float, processes: int = 1) -
 
     Example:
         >>> rounds(12, 200.0, epoch=1.0), rounds(12, 40.0, epoch=1.0), rounds(12, 3.0, epoch=1.0)
-        ([(5.0, 12), (15.0, 4), (80.0, 1)], [(4.0, 3), (6.0, 2), (16.0, 1)], [(0.9, 1), (0.9, 1), (1.2, 1)])
+        ([(4.167, 12), (12.5, 4), (100.0, 1)], [(5.0, 2), (5.0, 2), (20.0, 1)], [(0.75, 1), (0.75, 1), (1.5, 1)])
     """
     first = max(min(students, processes * int(RUNGS[0] * seconds / (LEAST_EPOCHS * epoch))), 1)
-    numbers = (first, max(first // KEPT, min(first, KINDS)), 1)
+    numbers = (first, max(first // KEPT, min(first, len(KINDS))), 1)
     return [
         (round(share * seconds / math.ceil(number / processes), 3), number) for share, number in zip(RUNGS, numbers, strict=True)
     ]
@@ -123,14 +126,14 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
             small, data, folder / f"{plan.name}-{rung}.rounding.safetensors", rounding, taught_by, common, bits=plan.weight_bits
         )
     done = epochs + (json.loads((folder / f"{plan.name}-{rung - 1}.json").read_text())["epochs"] if rung else 0)
-    bound = negative_log_likelihood(small, data.test.images, num_samples=FEW_SAMPLES, binarization=data.binarization)
+    held_out = negative_log_likelihood(small, data.test.images, num_samples=lesson.nll_samples, binarization=data.binarization)
     row = {
         "name": plan.name,
         **asdict(plan),
         "epochs": done,
         "distilled": lesson.distill > 0 and not teacher.point,
         "rounded": "in training" if rounding else "after",
-        "held_out": round(bound.nats, 4),
+        "held_out": round(held_out.nats, 4),
     }
     save_model(folder / f"{plan.name}.safetensors", small)
     write_text(row_path, json.dumps(row) + "\n")

@@ -16,7 +16,7 @@ def test_rounds_use_the_time_and_no_more(students, seconds, epoch, processes):
     assert len(made) == len(RUNGS)
     assert made[0][1] <= students
     first, second, last = (number for _, number in made)
-    assert second == max(first // KEPT, min(first, 2))
+    assert second == max(first // KEPT, min(first, 3))
     assert last == 1
     assert sum(each * math.ceil(number / processes) for each, number in made) == pytest.approx(seconds, abs=0.1)
     if made[0][1] > processes:
@@ -24,9 +24,12 @@ def test_rounds_use_the_time_and_no_more(students, seconds, epoch, processes):
 
 
 def test_what_learns_fast_does_not_push_out_every_other_kind():
-    fast, faster, slow = (Plan(net, (8,), width, 4, 8) for net, width in (("conv", 8), ("conv", 16), ("mobile", 8)))
+    fast, faster, slow, dense = (
+        Plan(net, (8,), width, 4, 8) for net, width in (("conv", 8), ("conv", 16), ("mobile", 8), ("mlp", 8))
+    )
     assert leaders_first([faster, fast, slow]) == [faster, slow, fast]
     assert leaders_first([slow, faster, fast]) == [slow, faster, fast]
+    assert leaders_first([faster, fast, slow, dense]) == [faster, slow, dense, fast]
 
 
 def test_rounds_are_made_once(tmp_path):
