@@ -112,21 +112,20 @@ def pass_of(text: str) -> Pass:
         >>> pass_of("Quantize(weight_bits=4)")
         Quantize(weight_bits=4, ranges='moving')
     """
-    form = f"expected a pass and its settings, such as 'PruneChannels(ratio=0.5)', of: {', '.join(PASSES)}"
     try:
-        call = ast.parse(text.strip(), mode="eval").body
+        return made(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError as error:
-        raise ValueError(f"{text!r} is no pass: {form}") from error
-    if isinstance(call, ast.Name):
-        call = ast.Call(call, [], [])
+        raise ValueError(f"{text!r} is no pass: {form()}") from error
+
+
+def made(node: ast.expr) -> Pass:
+    """The pass that is written somewhere; a name by itself is one with its usual settings."""
+    call, text = (ast.Call(node, [], []), node.id) if isinstance(node, ast.Name) else (node, ast.unparse(node))
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in PASSES):
-        raise ValueError(f"{text!r} is no pass: {form}")
+        raise ValueError(f"{text!r} is no pass: {form()}")
     kind = PASSES[call.func.id]
-    try:
-        values = [ast.literal_eval(value) for value in call.args]
-        settings = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except ValueError as error:
-        raise ValueError(f"{text!r} is to have numbers and texts for settings, such as {kind()!r}") from error
+    values = [value_of(value, kind) for value in call.args]
+    settings = {str(keyword.arg): value_of(keyword.value, kind) for keyword in call.keywords}
     try:
         return kind(*values, **settings)
     except ValueError as error:
@@ -135,3 +134,17 @@ def pass_of(text: str) -> Pass:
         raise ValueError(
             f"{text!r} has settings that {call.func.id} has not, or of another type: they are as in {kind()!r}"
         ) from error
+
+
+def value_of(node: ast.expr, kind: type[Any]) -> Any:
+    """A setting of a kind of pass: a number, a text or the like, or another pass."""
+    if isinstance(node, ast.Call | ast.Name):
+        return made(node)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(f"{ast.unparse(node)!r} is to be a number, a text or a pass, as in {kind()!r}") from error
+
+
+def form() -> str:
+    return f"expected a pass and its settings, such as 'PruneChannels(ratio=0.5)', of: {', '.join(PASSES)}"

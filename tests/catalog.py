@@ -11,7 +11,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.elbo import ELBO
 
 from pyro_mvae import GMVAE, MVAE, SVAE, VAE, VAEGAN, VQVAE, BetaVAE, InfoVAE, VaDE, compress, export, models
-from pyro_mvae.compress import FoldAndFuse, Palettize, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
+from pyro_mvae.compress import Distill, FoldAndFuse, Palettize, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
 from pyro_mvae.inference import penalties, tuning
 
 SHAPES = [(1, 16, 16), (3, 17, 20)]
@@ -86,10 +86,11 @@ PASSES: dict[str, compress.Pass] = {
     "SparseCode": SparseCode(threshold=0.05),
     "FoldAndFuse": FoldAndFuse(),
     "Shrink": Shrink(width=0.5, latent_dim=3),
+    "Distill": Distill(Shrink(width=0.5, latent_dim=3), epochs=1),
 }
 
-REFUSED = {("VQVAE", "SparseCode")}
-"""Passes that a model can't go through, which says why."""
+REFUSED = {("VQVAE", "SparseCode"): "prune its codes", ("VQVAE", "Distill"): "is one point"}
+"""Passes that a model can't go through, and why."""
 
 EXPORTERS: dict[str, tuple[Callable[..., Any], str, dict[str, str]]] = {
     "export_coreml": (export.export_coreml, ".mlpackage", {"precision": "float16"}),

@@ -1,6 +1,6 @@
 """The compression module: passes, model → smaller model."""
 
-from pyro_mvae.compress.distill import distill
+from pyro_mvae.compress.distill import Distill, distill
 from pyro_mvae.compress.fold import FoldAndFuse
 from pyro_mvae.compress.gradual import prune_gradually
 from pyro_mvae.compress.palettize import Palettize
@@ -11,6 +11,7 @@ from pyro_mvae.compress.shrink import Shrink
 from pyro_mvae.compress.sparse import SparseCode
 
 __all__ = [
+    "Distill",
     "FoldAndFuse",
     "Palettize",
     "Pass",

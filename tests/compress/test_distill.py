@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from pyro_mvae import MVAE, VAE, fit, load_model, save_model
-from pyro_mvae.compress import Shrink, distill
+from pyro_mvae.compress import Distill, Quantize, Shrink, distill
 from pyro_mvae.data import Data, Split
-from pyro_mvae.inference.penalties import Distill, MatchFeatures, attention
+from pyro_mvae.inference import penalties
+from pyro_mvae.inference.penalties import MatchFeatures, attention
+from pyro_mvae.nets.quantized import is_quantized
 from tests.catalog import MODELS
 
 
@@ -32,7 +34,7 @@ def divergence(teacher, student, images):
     from pyro_mvae import Objective
 
     torch.manual_seed(0)
-    return float(Objective(student.eval(), penalties=[Distill(1.0, teacher)])(images.float() / 255)["distill"].detach())
+    return float(Objective(student.eval(), penalties=[penalties.Distill(1.0, teacher)])(images.float() / 255)["distill"].detach())
 
 
 def test_a_student_comes_nearer_to_its_teacher_than_one_that_has_none(teacher, data, images):
@@ -89,6 +91,26 @@ def test_a_model_that_looks_where_its_teacher_does_has_no_penalty(teacher, image
     assert float(Objective(twin, penalties=[MatchFeatures(1.0, teacher)])(x)["match_features"].detach()) < 1e-6
     twin.decoder.body[2][0].weight.data.normal_()
     assert float(Objective(twin, penalties=[MatchFeatures(1.0, teacher)])(x)["match_features"].detach()) > 1e-3
+
+
+def test_a_pass_teaches_what_another_left(teacher, data, images):
+    """Its log has one entry, with the other inside; the student is as `distill` makes it."""
+    by = Distill(Shrink(width=0.5, latent_dim=4), features=0.5, epochs=2, batch_size=32, binarization="none")
+    small = by(teacher, images[:192])
+    assert small.passes == (repr(by),)
+    student = Shrink(width=0.5)(teacher)
+    distill(teacher, student, data, features=0.5, epochs=2, batch_size=32, lr=4e-3)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), student.state_dict().values(), strict=True))
+    assert Distill(Shrink(width=0.5, latent_dim=2), epochs=1)(teacher, images[:64]).latent_dim == 2
+    rounded = Distill(Quantize(), epochs=1)(teacher, images[:192]).eval()
+    assert is_quantized(rounded.decoder)
+    assert rounded.latent_dim == teacher.latent_dim
+    with pytest.raises(ValueError, match="train is 'encoder'"):
+        Distill(train="encoder")
+    for name, said in (("epochs", "epochs is 0"), ("by", "by is 0, expected a pass")):
+        object.__setattr__(wrong := Distill(), name, 0)
+        with pytest.raises(ValueError, match=said):
+            wrong.__post_init__()
 
 
 def test_mistakes_are_explained(teacher, data):

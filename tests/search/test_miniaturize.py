@@ -180,7 +180,7 @@ def test_costs_are_those_of_the_files():
 
 def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_path, cheap, monkeypatch):
     def seconds(plan, teacher, data, taught_by):
-        """The time is enough for 66 epochs of mobile nets; a lesson is dear for them, and cheap for convolutions, which are slow."""
+        """There is time for 66 epochs of mobile nets; a lesson is dear for them, and cheap for convolutions, which are slow."""
         return SECONDS[plan.net] + 0.08 * len(taught_by)
 
     monkeypatch.setattr(pace, "seconds_an_epoch", seconds)
