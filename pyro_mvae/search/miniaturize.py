@@ -100,10 +100,10 @@ def miniaturize(
     1. Students of the teacher's class are laid out: mobile, convolutional and fully connected nets of several shapes, each as
        large as the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it
        is trained; a table of blocks guides to them.
-    2. All are trained for as much time, the better third for more, and a third of that; the last are trained with rounding
-       as on the phone, the λ of (17) a multiplier that holds the rounding error to half of what it was. Others are quantised
-       after training. A student is distilled (19) unless its epoch takes more than twice as long then, as with a teacher many
-       times its size: more epochs teach it more.
+    2. All are trained for a quarter of the time, the better third, and the best of each kind of nets, for another, the best of
+       those for what is left; it is trained with rounding as on the phone at last, the λ of (17) a multiplier that holds the
+       rounding error to half of what it was. Others are quantised after training. A student is distilled (19) unless its epoch
+       takes more than twice as long then, as with a teacher many times its size: more epochs teach it more.
     3. Those that go on are chosen by the NLL of a tenth of the training images, which no student sees: by as many samples as at
        last, a bound of few would pass over students whose encoders say little. The NLL on test images is measured of all that
        nothing cheaper beats; the least held-out one that is within the budget is taken. Without a bound on cost the smallest
