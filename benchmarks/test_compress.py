@@ -44,7 +44,7 @@ class Case:
     """A data set, its teacher, and how long things are trained on it.
 
     `fit` is of what is trained from scratch, `more` the epochs after a pass, `rounding` those with rounding, `minutes` of each
-    search.
+    search, `sparse` the threshold and λ of (21).
     """
 
     option: str
@@ -58,7 +58,7 @@ class Case:
     more: int
     rounding: int
     minutes: Mapping[str, float]
-    sparse: tuple[float, float] = (0.1, 0.1)  # the threshold, and λ of (21)
+    sparse: tuple[float, float]
 
 
 CASES = {
@@ -74,6 +74,7 @@ CASES = {
         more=5,
         rounding=2,
         minutes={"size": 55, "tenth": 35, "macs": 60, "search": 60},
+        sparse=(0.5, 0.5),
     ),
     "emoji": Case(
         option="--emoji",
@@ -87,6 +88,7 @@ CASES = {
         more=10,
         rounding=4,
         minutes={"size": 20, "tenth": 20, "macs": 20, "search": 20},
+        sparse=(1.0, 2.0),
     ),
 }
 
