@@ -5,7 +5,7 @@ from pyro_mvae.compress.fold import FoldAndFuse
 from pyro_mvae.compress.gradual import prune_gradually
 from pyro_mvae.compress.palettize import Palettize
 from pyro_mvae.compress.passes import Pass
-from pyro_mvae.compress.prune import PruneChannels, PruneLatents
+from pyro_mvae.compress.prune import PruneChannels, PruneLatents, channels
 from pyro_mvae.compress.quantize import Quantize
 from pyro_mvae.compress.shrink import Shrink
 from pyro_mvae.compress.sparse import SparseCode
@@ -20,6 +20,7 @@ __all__ = [
     "Quantize",
     "Shrink",
     "SparseCode",
+    "channels",
     "distill",
     "prune_gradually",
 ]

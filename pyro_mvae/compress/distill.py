@@ -18,6 +18,7 @@ from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.penalties import MatchFeatures, Penalty
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import fold_batch_norm
+from pyro_mvae.nets.structure import structure
 
 TRAINED = ("both", "decoder")
 
@@ -56,7 +57,7 @@ class Distill:
     binarization: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.by, Pass):
+        if not isinstance(self.by, Pass) or isinstance(self.by, type):
             raise ValueError(f"by is {self.by!r}, expected a pass that makes the student, such as Shrink(width=0.5)")
         check_trained(self.train)
         for name in ("epochs", "batch_size"):
@@ -135,6 +136,12 @@ def check_trained(train: str) -> None:
 
 def check_same_kind(teacher: VAE, student: VAE) -> None:
     """Raise a ValueError where a student can't be given its teacher's encoder."""
+    made = structure(student.encoder, student.decoder)
+    if made != {**structure(teacher.encoder, teacher.decoder), "folded": made["folded"]}:
+        raise ValueError(
+            "the student was quantised, given palettes or made sparse, which its teacher's encoder is not: train both nets, or "
+            "do that to the student once it was taught"
+        )
     theirs, mine = (
         (type(model).__name__, model.config["net"], len(model.config["widths"]), model.latent_dim) for model in (teacher, student)
     )

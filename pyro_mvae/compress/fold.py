@@ -21,8 +21,8 @@ class FoldAndFuse:
     """Fold batch normalisation into the convolution before it, and remove the channels that are 0 for every image.
 
     Exact: in evaluation mode the model computes what it did, to float32 rounding. A channel is 0 for every image where its
-    weights are 0, or all it looks at is, and its bias is not above 0, a ReLU after it; training with `PruneGroups` makes some. It
-    is removed where nothing but convolutions look at it.
+    weights are 0, or all it looks at is, and its bias is not above 0, a ReLU after it. It is removed where nothing but
+    convolutions look at it. What training with `PruneGroups` made small, `PruneChannels(importance="group_l1")` removes.
 
     Raises:
         ValueError: for a quantised model, which is folded already.

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from torch import Tensor
 
-from pyro_mvae.compress.prune import PruneChannels
+from pyro_mvae.compress.prune import PruneChannels, inner_channels, kept_channels
 from pyro_mvae.data import Data
 from pyro_mvae.inference import fit
 from pyro_mvae.inference.numbers import count
@@ -22,7 +22,8 @@ def prune_gradually(
 ) -> tuple[Model, pd.DataFrame]:
     """Remove a share of the channels in several steps, and fit after each: what a channel is worth is asked again every time.
 
-    Each step leaves the share (1 − ratio)^(1/steps) of what the one before left, rounded as `by` rounds.
+    After step k a share of (1 − ratio)^(k/steps) of the channels is left; with the scope "layer" each layer's number is rounded
+    as `by` rounds, with "global" after the last step.
 
     Args:
         model: left as it is.
@@ -34,7 +35,7 @@ def prune_gradually(
     Returns: the pruned model, with a pass a step in its log, and the history of all steps, with the column `step`.
 
     Raises:
-        ValueError: as `PruneChannels` and `fit`, or for no steps.
+        ValueError: as `PruneChannels` and `fit`, for no steps, or ratios of single layers.
 
     Source: Zhu and Gupta, To Prune, or Not to Prune, 2017.
 
@@ -48,9 +49,23 @@ def prune_gradually(
         (4, 2)
     """
     count(steps, "steps")
-    images = data.train.images if isinstance(data, Data) else data
-    some, histories = replace(by, ratio=1 - (1 - by.ratio) ** (1 / steps)), []
+    if not isinstance(by.ratio, float | int):
+        raise ValueError(f"ratio is {by.ratio}, expected one number, which all layers come to in steps")
+    images, before, histories = data.train.images if isinstance(data, Data) else data, inner_channels(model), []
     for step in range(steps):
-        model = some(model, images)
+        some = part_of(by, before, inner_channels(model), step=step, steps=steps)
+        model = model if some is None else some(model, images)
         histories.append(fit(model, data, epochs=epochs, **settings).assign(step=step))
     return model, pd.concat(histories, ignore_index=True)
+
+
+def part_of(by: PruneChannels, before: dict[str, int], now: dict[str, int], *, step: int, steps: int) -> PruneChannels | None:
+    """What one step of several removes; None where rounding leaves all as it is."""
+    assert isinstance(by.ratio, float | int)
+    if by.scope == "global":
+        last = step == steps - 1
+        return replace(by, ratio=1 - (1 - by.ratio) ** (1 / steps), round_to=by.round_to if last else 1)
+    so_far = 1 - (1 - by.ratio) ** ((step + 1) / steps)
+    left = {name: kept_channels(n, ratio=so_far, round_to=by.round_to) for name, n in before.items()}
+    ratios = {name: 1 - left[name] / n for name, n in now.items() if left[name] < n}
+    return replace(by, ratio=ratios) if ratios else None

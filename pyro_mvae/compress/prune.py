@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch import Tensor, fx, nn
 
 from pyro_mvae.compress.passes import Model, check_float, copied, needed
 from pyro_mvae.data.batches import scaled
+from pyro_mvae.data.images import spread
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.penalties import channel_axis
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vae import ACTIVE
-from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules
+from pyro_mvae.nets.fold import CONVOLUTIONS, LayerTracer, call_modules
 from pyro_mvae.nets.modes import evaluating
 from pyro_mvae.theta import Weights, last_layer
 
@@ -28,6 +29,8 @@ MOST = 0.9
 """The share of a layer's channels that a global ratio may take: the nets stay whole."""
 SEEN = 256
 """How many images gradients are averaged over."""
+SHUFFLES = ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+"""Functions that make maps of channels."""
 
 
 def group_norms(group: Any) -> Tensor:
@@ -58,7 +61,8 @@ class PruneChannels:
     layer has left, `channels` tells.
 
     Args:
-        ratio: share of channels to remove, from 0 up to 1.
+        ratio: share of channels to remove, from 0 up to 1; or that of single layers, by the names that `channels` gives them:
+            layers tied to those lose as many, all others none.
         round_to: what the number of channels kept is a multiple of.
         importance: "magnitude", the L2 norm over everything a channel touches; "taylor", how much the loss on images changes
             without it, to first order; "bn_scale", the scale of its batch normalisation; "group_l1", see `group_norms`.
@@ -66,24 +70,31 @@ class PruneChannels:
             loses 90 % at most.
 
     Raises:
-        ValueError: for settings that can't be, a quantised model, an importance that the model can't have, or a ratio that was
-            not reached, with the layer's name.
+        ValueError: for settings that can't be, a quantised model, an importance that the model can't have, a layer that there is
+            not, or a ratio that was not reached, with the layer's name.
 
     Example:
         >>> from pyro_mvae.models import MVAE
         >>> small = PruneChannels(ratio=0.5)(MVAE((1, 28, 28)))
         >>> small.passes
         ("PruneChannels(ratio=0.5, round_to=4, importance='magnitude', scope='layer')",)
+        >>> [channels(PruneChannels({"decoder.body.0.0": 0.25})(MVAE((1, 28, 28))))[f"decoder.body.{i}.0"] for i in (0, 1)]
+        [48, 32]
     """
 
-    ratio: float = 0.5
+    ratio: float | Mapping[str, float] = 0.5
     round_to: int = 4
     importance: str = "magnitude"
     scope: str = "layer"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise ValueError(f"ratio is {self.ratio}, expected from 0 up to, but not including, 1")
+        ratios = self.ratio if isinstance(self.ratio, Mapping) else {"": self.ratio}
+        for name, ratio in ratios.items():
+            if not 0 <= ratio < 1:
+                of = f" of {name!r}" if name else ""
+                raise ValueError(f"ratio{of} is {ratio}, expected from 0 up to, but not including, 1")
+        if ratios is self.ratio and (not ratios or self.scope == "global"):
+            raise ValueError(f"ratio is {ratios}, expected that of one layer or more, and the scope 'layer'")
         count(self.round_to, "round_to")
         for name, known in {"importance": tuple(IMPORTANCES), "scope": SCOPES}.items():
             if getattr(self, name) not in known:
@@ -94,8 +105,8 @@ class PruneChannels:
         model = copied(model, self)
         if self.importance == "taylor":
             differentiate(model, needed(images, self))
-        for net, example in model.deployable().values():
-            keep_theta(model, net, prune(net, example, self))
+        for by, (net, example) in zip(of_parts(self, model), model.deployable().values(), strict=True):
+            keep_theta(model, net, prune(net, example, by))
         model.zero_grad(set_to_none=True)
         return model
 
@@ -160,6 +171,27 @@ def channels(model: VAE) -> dict[str, int]:
     }
 
 
+def inner_channels(model: VAE) -> dict[str, int]:
+    """`channels`, without the layers that give a net's outputs, which keep theirs."""
+    outputs = {f"{part}.{name}" for part, (net, _) in model.deployable().items() for name in output_layers(net)}
+    return {name: n for name, n in channels(model).items() if name not in outputs}
+
+
+def of_parts(by: PruneChannels, model: VAE) -> list[PruneChannels]:
+    """How each part of a model is pruned, its layers by their names in it."""
+    if not isinstance(by.ratio, Mapping):
+        return [by] * len(model.deployable())
+    inner = inner_channels(model)
+    if unknown := [name for name in by.ratio if name not in inner]:
+        raise ValueError(
+            f"there is no layer {unknown[0]!r} whose channels can be removed, expected one of: {', '.join(sorted(inner))}"
+        )
+    ratios = {part: {name: r for name, r in by.ratio.items() if name.startswith(f"{part}.")} for part in model.deployable()}
+    return [
+        replace(by, ratio={name.removeprefix(f"{part}."): r for name, r in some.items()} or 0.0) for part, some in ratios.items()
+    ]
+
+
 def layers_of(net: nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, LAYERS)}
 
@@ -173,7 +205,7 @@ def differentiate(model: VAE, images: Tensor) -> None:
     """Give each parameter the gradient of the loss on images, in evaluation mode."""
     with torch.random.fork_rng(devices=[]), evaluating(model):
         torch.manual_seed(0)
-        Objective(model)(scaled(images[:SEEN]))["loss"].backward()
+        Objective(model)(scaled(spread(images, SEEN).to(next(model.parameters()).device)))["loss"].backward()
 
 
 def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[int]]:
@@ -183,7 +215,7 @@ def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[
     if by.importance == "bn_scale":
         check_normalised(net, outputs)
     with evaluating(net), torch.enable_grad():  # the graph of dependencies is that of gradients
-        targets = shared(layers, outputs, by) if by.scope == "layer" else ranked(net, example, layers, outputs, by)
+        targets = targets_of(net, example, layers, outputs, by)
         # a hair above the share itself: torch-pruning rounds the number of channels kept down
         shares = {layer: max(1 - (targets[name] + 0.01) / width(layer), 0.0) for name, layer in layers.items()}
         pruner = tp.pruner.BasePruner(
@@ -194,7 +226,7 @@ def prune(net: nn.Module, example: Tensor, by: PruneChannels) -> dict[str, list[
             ignored_layers=[layers[name] for name in outputs],
         )
         kept = removed(pruner.step(interactive=True) or (), pruner.DG, layers)
-    check_layers({name: width(layer) for name, layer in layers.items()}, targets, ratio=by.ratio)
+    check_layers({name: width(layer) for name, layer in layers.items()}, targets)
     if output_shapes(net, example) != shapes:
         raise ValueError("the pruned net does not compute any more: its channels are tied to its input's, which can't be pruned")
     return kept
@@ -231,40 +263,73 @@ def num_active(activity: Tensor, threshold: float = ACTIVE) -> int:
     return max(int((activity > threshold).sum()), 1)
 
 
-def shared(layers: Mapping[str, Any], outputs: set[str], by: PruneChannels) -> dict[str, int]:
-    """The channels each layer is to keep where all lose the same share."""
+def targets_of(
+    net: nn.Module, example: Tensor, layers: Mapping[str, Any], outputs: set[str], by: PruneChannels
+) -> dict[str, int]:
+    """The channels each layer of a net is to keep."""
     widths = {name: width(layer) for name, layer in layers.items()}
-    return {
-        name: before if name in outputs else kept_channels(before, ratio=by.ratio, round_to=by.round_to)
-        for name, before in widths.items()
-    }
+    if by.scope == "layer" and not isinstance(by.ratio, Mapping):
+        kept = {name: kept_channels(before, ratio=by.ratio, round_to=by.round_to) for name, before in widths.items()}
+        return {name: before if name in outputs else kept[name] for name, before in widths.items()}
+    groups = tied(net, example, layers, outputs)
+    return {**widths, **(named(groups, widths, by) if by.scope == "layer" else ranked(groups, by))}
 
 
-def ranked(net: nn.Module, example: Tensor, layers: Mapping[str, Any], outputs: set[str], by: PruneChannels) -> dict[str, int]:
-    """The channels each layer is to keep where those of all that matter least go; layers tied to each other keep as many."""
+def tied(net: nn.Module, example: Tensor, layers: Mapping[str, Any], outputs: set[str]) -> list[tuple[Any, set[str]]]:
+    """Groups of channels that go together, with the layers that give them."""
     graph = tp.DependencyGraph().build_dependency(net, torch.cat([example, example]))
-    names, scores, members = {layer: name for name, layer in layers.items()}, [], []
-    for group in graph.get_all_groups(ignored_layers=[layers[name] for name in outputs], root_module_types=list(LAYERS)):
-        scores.append(IMPORTANCES[by.importance]()(group))
-        members.append({names[d.target.module] for d, _ in group if d.handler in OUTPUTS and d.target.module in names})
-    targets = {name: width(layer) for name, layer in layers.items()}
+    names, ignored = {layer: name for name, layer in layers.items()}, [layers[name] for name in outputs]
+    return [
+        (group, {names[d.target.module] for d, _ in group if d.handler in OUTPUTS and d.target.module in names})
+        for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=list(LAYERS))
+    ]
+
+
+def named(groups: Sequence[tuple[Any, set[str]]], widths: Mapping[str, int], by: PruneChannels) -> dict[str, int]:
+    """The channels that layers keep whose ratio is given, and those that are tied to them."""
+    assert isinstance(by.ratio, Mapping)
+    targets: dict[str, int] = {}
+    for _, members in groups:
+        ratios = {name: by.ratio[name] for name in sorted(members) if name in by.ratio}
+        if len(set(ratios.values())) > 1:
+            raise ValueError(
+                f"the channels of {' and '.join(map(repr, ratios))} go together, expected one ratio for them: {ratios}"
+            )
+        for ratio in ratios.values():
+            targets |= {name: kept_channels(widths[name], ratio=ratio, round_to=by.round_to) for name in members}
+    return targets
+
+
+def ranked(groups: Sequence[tuple[Any, set[str]]], by: PruneChannels) -> dict[str, int]:
+    """The channels each layer is to keep where those of all that matter least go; layers tied to each other keep as many."""
+    assert not isinstance(by.ratio, Mapping)
+    targets: dict[str, int] = {}
+    scores = [IMPORTANCES[by.importance]()(group) for group, _ in groups]
     lowest = [some.sort().values[: int(MOST * len(some))] for some in scores]
     wanted = int(by.ratio * sum(map(len, scores)))
     candidates = torch.cat(lowest).sort().values if lowest else torch.empty(0)
-    limit = candidates[min(wanted, len(candidates)) - 1] if wanted else -torch.inf
-    for some, low, group in zip(scores, lowest, members, strict=True):
+    if wanted > len(candidates):
+        raise ValueError(
+            f"ratio is {by.ratio:g}, expected {MOST:g} at most with the scope 'global': no layer loses more, so nets stay whole"
+        )
+    limit = candidates[wanted - 1] if wanted else -torch.inf
+    for some, low, (_, members) in zip(scores, lowest, groups, strict=True):
         gone = int((low <= limit).sum()) / len(some)
-        targets |= dict.fromkeys(group, kept_channels(len(some), ratio=gone, round_to=by.round_to))
+        targets |= dict.fromkeys(members, kept_channels(len(some), ratio=gone, round_to=by.round_to))
     return targets
 
 
 def check_shuffles(net: nn.Module) -> None:
     """Raise a ValueError for maps that are made of channels: which channels belong together there, nothing keeps track of."""
-    for name, layer in net.named_modules():
-        if isinstance(layer, nn.PixelShuffle | nn.PixelUnshuffle | nn.ChannelShuffle):
-            raise ValueError(
-                f"layer {name!r} is a {type(layer).__name__}, which channels can't be pruned around: upsample otherwise"
-            )
+    found = [
+        f"layer {name!r} is a {type(layer).__name__}"
+        for name, layer in net.named_modules()
+        if isinstance(layer, nn.PixelShuffle | nn.PixelUnshuffle | nn.ChannelShuffle)
+    ]
+    calls = [node for node in LayerTracer().trace(net).nodes if node.op in ("call_function", "call_method")]
+    found += [f"there is a {name}" for node in calls if (name := getattr(node.target, "__name__", str(node.target))) in SHUFFLES]
+    if found:
+        raise ValueError(f"{found[0]}, which channels can't be pruned around: upsample otherwise")
 
 
 def check_normalised(net: nn.Module, outputs: set[str]) -> None:
@@ -278,12 +343,12 @@ def check_normalised(net: nn.Module, outputs: set[str]) -> None:
             raise ValueError(f"importance is 'bn_scale', and layer {name!r} has no batch normalisation: choose 'magnitude'")
 
 
-def check_layers(after: Mapping[str, int], targets: Mapping[str, int], *, ratio: float) -> None:
+def check_layers(after: Mapping[str, int], targets: Mapping[str, int]) -> None:
     """Raise a ValueError that names the first layer that has not the channels it was to have: none is skipped in silence."""
     for name, left in after.items():
         if left != targets[name]:
             raise ValueError(
-                f"layer {name!r} kept {left} channels, a ratio of {ratio:g} asks for {targets[name]}: "
+                f"layer {name!r} kept {left} channels, {targets[name]} were asked for: "
                 "its shape is tied to a part of the net that can't be pruned"
             )
 

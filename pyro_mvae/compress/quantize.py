@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.compress.passes import Model, copied, needed
 from pyro_mvae.data.batches import scaled
+from pyro_mvae.data.images import spread
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.palette import how_palettized
@@ -82,7 +83,7 @@ def calibrate(model: VAE, images: Tensor, *, chunk: int = 64) -> None:
     handles = [quantizer.register_forward_hook(look) for quantizer in quantizers]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for part in images[:CALIBRATED].split(chunk):
+        for part in spread(images, CALIBRATED).split(chunk):
             x = scaled(part.to(device))
             model.encoder.train()
             z = model.posterior(x).sample()

@@ -17,7 +17,9 @@ from pyro_mvae.nets.structure import structure
 
 @dataclass(frozen=True)
 class Shrink:
-    """Fewer neurons, fewer layers, a smaller code: a new model of the same class, with weights of its own.
+    """Fewer neurons, fewer layers, a smaller code: a new model of the same class, its nets with weights of their own.
+
+    What was learned besides the nets, the clusters of a prior say, is kept where the size of the code is.
 
     Args:
         width: share of the channels of each layer that is left, above 0 and up to 1.
@@ -56,7 +58,11 @@ class Shrink:
     def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
         check_float(model, "shrunk")
         if shape_of(model) != shape_of(type(model)(**model.config)):
-            raise ValueError("a model that was pruned, folded or made sparse can't be shrunk: shrink it first, then do the rest")
+            raise ValueError(
+                "a model that was pruned, folded or made sparse can't be shrunk: shrink it first, then do the rest"
+                if model.passes
+                else "a model with nets of your own can't be shrunk, as new ones are of this package: remove channels of yours"
+            )
         widths, hidden = model.config["widths"], model.config["hidden"]
         if self.layers is not None and self.layers > len(widths):
             raise ValueError(f"layers is {self.layers}, expected {len(widths)} at most, which is what there is")
@@ -66,6 +72,7 @@ class Shrink:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             small = type(model)(**config)
+        small.load_state_dict({**small.state_dict(), **beside_nets(model, like=small)})
         small.passes = (*model.passes, repr(self))
         return small.to(next(model.parameters()).device)
 
@@ -79,3 +86,13 @@ class Shrink:
 def shape_of(model: VAE) -> tuple[dict[str, int], dict[str, Any]]:
     """What passes may have made other than `config` says."""
     return channels(model), structure(model.encoder, model.decoder)
+
+
+def beside_nets(model: VAE, *, like: VAE) -> dict[str, Tensor]:
+    """What a model learned besides its nets and a likelihood of weights, where another has it of the same shape."""
+    others = like.state_dict()
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(("encoder", "decoder", "theta")) and name in others and others[name].shape == value.shape
+    }

@@ -80,3 +80,13 @@ class Data:
         """Channels, height and width of every picture."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+
+def spread(images: Tensor, number: int) -> Tensor:
+    """So many images, or all where there are fewer, from the first to the last: those of a folder lie class by class.
+
+    Example:
+        >>> spread(torch.arange(10), 3)
+        tensor([0, 3, 6])
+    """
+    return images[:: max(len(images) // number, 1)][:number]

@@ -22,6 +22,7 @@ from torch.distributions import Bernoulli, Distribution, kl_divergence
 
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.models.moved import moved
+from pyro_mvae.nets.palette import PalettizedConv
 
 Sites = Mapping[str, Any]
 """Pyro's messages by the names of their sites: what a trace holds."""
@@ -31,7 +32,16 @@ LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 def weights(module: nn.Module) -> list[Tensor]:
     """The weights that pruning and quantisation speak of: those of linear and convolutional layers."""
-    return [layer.weight for layer in module.modules() if isinstance(layer, LAYERS)]
+    return [weight for weight, _ in weights_and_axes(module)]
+
+
+def weights_and_axes(module: nn.Module) -> Iterator[tuple[Tensor, int]]:
+    """Those weights, palettised ones as their values say, each with the axis along which its output channels lie."""
+    for layer in module.modules():
+        if isinstance(layer, PalettizedConv):
+            yield layer.weight, channel_axis(layer.conv)
+        elif isinstance(layer, LAYERS) and layer.weight is not None:
+            yield layer.weight, channel_axis(layer)
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -64,11 +74,10 @@ def group_l1(module: nn.Module) -> Tensor:
         5.0
     """
     norms = []
-    for layer in module.modules():
-        if isinstance(layer, LAYERS):
-            groups = layer.weight.transpose(0, channel_axis(layer)).flatten(1)
-            # √0 has no gradient: a channel that is gone stays so
-            norms.append(groups.shape[1] ** 0.5 * groups.square().sum(1).clamp(min=1e-24).sqrt().sum())
+    for weight, axis in weights_and_axes(module):
+        groups = weight.transpose(0, axis).flatten(1)
+        # √0 has no gradient: a channel that is gone stays so
+        norms.append(groups.shape[1] ** 0.5 * groups.square().sum(1).clamp(min=1e-24).sqrt().sum())
     return torch.stack(norms).sum()
 
 
@@ -86,12 +95,9 @@ def quantization_error(module: nn.Module, *, bits: int = 8) -> Tensor:
     """
     levels = 2 ** (bits - 1) - 1
     errors = []
-    for layer in module.modules():
-        if isinstance(layer, LAYERS):
-            w = layer.weight
-            other = [d for d in range(w.ndim) if d != channel_axis(layer)]
-            scale = (w.detach().abs().amax(other, keepdim=True) / levels).clamp(min=1e-12)
-            errors.append((w - torch.round(w.detach() / scale) * scale).abs().sum())
+    for w, axis in weights_and_axes(module):
+        scale = (w.detach().abs().amax([d for d in range(w.ndim) if d != axis], keepdim=True) / levels).clamp(min=1e-12)
+        errors.append((w - torch.round(w.detach() / scale) * scale).abs().sum())
     return torch.stack(errors).sum()
 
 

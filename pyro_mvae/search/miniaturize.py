@@ -19,7 +19,7 @@ from pyro_mvae.claimed import claim
 from pyro_mvae.compress.quantize import Quantize
 from pyro_mvae.data import Data
 from pyro_mvae.data.holdout import held_out
-from pyro_mvae.data.images import Split
+from pyro_mvae.data.images import Split, spread
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
 from pyro_mvae.inference.checkpoint import checksum, digest, load_model, save_model
@@ -211,7 +211,7 @@ def with_held_out(data: Data, *, seed: int) -> tuple[Data, Tensor]:
     """The data without a tenth of its training images, and some of those."""
     images = data.train.images
     sides = torch.tensor(held_out([image.numpy().tobytes() for image in images], seed=seed))
-    return replace(data, train=Split(images[~sides])), images[sides][:HELD_OUT]
+    return replace(data, train=Split(images[~sides])), spread(images[sides], HELD_OUT)
 
 
 def table_of(costs: dict[str, Cost], rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

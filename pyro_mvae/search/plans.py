@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
+from pyro_mvae.compress.shrink import beside_nets
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.models import VAE
@@ -72,16 +72,6 @@ class Plan:
                 student.encoder = made(self.encoder).encoder
         student.load_state_dict({**student.state_dict(), **beside_nets(teacher, like=student)})
         return student
-
-
-def beside_nets(model: VAE, *, like: VAE) -> dict[str, Tensor]:
-    """What a model learned besides its nets and a likelihood of weights, where another has it of the same shape."""
-    others = like.state_dict()
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if not name.startswith(("encoder", "decoder", "theta")) and name in others and others[name].shape == value.shape
-    }
 
 
 def candidates(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_mvae.compress.prune import PruneLatents, num_active
 from pyro_mvae.data import Data
+from pyro_mvae.data.images import spread
 from pyro_mvae.inference.checkpoint import load_model, save_model
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
@@ -26,7 +27,7 @@ def has_flat_code(teacher: VAE) -> bool:
 
 def fitting_latents(teacher: VAE, images: Tensor) -> int:
     """The size of the code that students are given: the dimensions that the teacher uses, where it has such."""
-    return num_active(teacher.latent_activity(images[:10_000])) if has_flat_code(teacher) else teacher.config["latent_dim"]
+    return num_active(teacher.latent_activity(spread(images, 10_000))) if has_flat_code(teacher) else teacher.config["latent_dim"]
 
 
 def check_latents(teacher: VAE, latent_dims: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_mvae import MVAE, VAE, fit, load_model, save_model
-from pyro_mvae.compress import Distill, Quantize, Shrink, distill
+from pyro_mvae.compress import Distill, Palettize, Quantize, Shrink, SparseCode, distill
 from pyro_mvae.data import Data, Split
 from pyro_mvae.inference import penalties
 from pyro_mvae.inference.penalties import MatchFeatures, attention
@@ -124,3 +124,24 @@ def test_mistakes_are_explained(teacher, data):
         distill(teacher, VAE((1, 16, 16), 4, net="mlp", hidden=8), data, features=1.0, epochs=1)
     with pytest.raises(ValueError, match="of the sizes 4 and 3"):
         distill(teacher, VAE((1, 16, 16), 3, widths=(8,), hidden=8), data, epochs=1)
+
+
+@pytest.mark.parametrize("by", [Quantize(), SparseCode(0.5), Palettize(bits=2)], ids=lambda by: type(by).__name__)
+def test_a_teachers_encoder_is_not_given_to_a_student_that_has_another_kind(by, teacher, images):
+    with pytest.raises(ValueError, match="which its teacher's encoder is not"):
+        Distill(by, train="decoder", epochs=1)(teacher, images)
+
+
+def test_what_a_prior_learned_goes_with_the_student():
+    model = MODELS["VaDE"]((1, 16, 16))
+    with torch.no_grad():
+        model.mixture.logits.add_(torch.tensor([5.0, 0.0, 1.0]))
+    small = Shrink(width=0.5)(model)
+    assert all(torch.equal(a, b) for a, b in zip(small.mixture.parameters(), model.mixture.parameters(), strict=True))
+    assert small.latent_dim == model.latent_dim
+    assert Shrink(latent_dim=2)(model).mixture.loc.shape[1] == 2
+
+
+def test_a_kind_of_pass_is_no_pass():
+    with pytest.raises(ValueError, match="expected a pass that makes the student"):
+        Distill(Shrink)

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pyro_mvae import Objective, fit, penalties
+from pyro_mvae.compress import Palettize
 from pyro_mvae.inference import compile_gradients
 from pyro_mvae.likelihoods import LIKELIHOODS, BernoulliLikelihood, LogisticLikelihood, make_likelihood
+from pyro_mvae.nets.palette import with_weights
 from tests.catalog import MODELS, PENALTIES, REGULARIZERS
 from tests.linear_gaussian import LinearGaussian, data
 
@@ -331,3 +333,18 @@ def test_moving_half_of_a_batch_is_fitted(images):
     """The last batch has two pictures, and normalising by a batch takes two: none is left out."""
     history = fit(MODELS["MVAE"]((1, 16, 16)), images[:10], epochs=1, batch_size=4, penalties=[penalties.Invariant(1.0, every=2)])
     assert history["invariant"].iloc[0] > 0
+
+
+@pytest.mark.parametrize("name", ["Prune", "PruneGroups", "Round"])
+def test_weights_of_palettes_are_penalised_as_their_values_are(name, images):
+    penalty = PENALTIES[name](None)
+    model = Palettize(bits=2)(MODELS["VAE"]((1, 16, 16)))
+    x = images[:1].float() / 255
+    value = penalty(model, x, {}, {})
+    plain = nn.ModuleList([with_weights(model.encoder), with_weights(model.decoder)])
+    torch.testing.assert_close(value, penalty(plain, x, {}, {}))
+    before = model.decoder.state_dict()
+    before = {key: tensor.clone() for key, tensor in before.items() if key.endswith("palette")}
+    assert before
+    fit(model, images, epochs=1, penalties=[penalty])
+    assert all(not torch.equal(model.decoder.state_dict()[key], tensor) for key, tensor in before.items())
