@@ -6,6 +6,7 @@ from pyro_mvae.build import build
 from pyro_mvae.compare import compare
 from pyro_mvae.compress import PruneChannels, Quantize
 from pyro_mvae.data import Data, Split, load_data
+from pyro_mvae.document import document
 from pyro_mvae.evaluate import negative_log_likelihood
 from pyro_mvae.experiment import experiment
 from pyro_mvae.export import (
@@ -67,6 +68,7 @@ __all__ = [
     "compare",
     "compile_elbo",
     "compile_objective",
+    "document",
     "evaluate_mlpackage",
     "examine",
     "experiment",

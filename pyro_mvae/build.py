@@ -16,19 +16,17 @@ from pyro_mvae._version import __version__
 from pyro_mvae.atomic import remove, write_text
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
+from pyro_mvae.document import document
 from pyro_mvae.environment import environment
 from pyro_mvae.evaluate.cost import num_macs, num_params
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
 from pyro_mvae.export import export_coreml, export_executorch, export_onnx
 from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.manifest import NAME as MANIFEST
-from pyro_mvae.export.manifest import write_manifest
 from pyro_mvae.export.snippets import NAME as README
-from pyro_mvae.export.snippets import write_readme
 from pyro_mvae.export.verify import Verification
 from pyro_mvae.inference.checkpoint import save_model
 from pyro_mvae.inference.stage import fit_stage
-from pyro_mvae.latency.timing import file_latency
 from pyro_mvae.models import VAE, model_class
 from pyro_mvae.monitor import WRITTEN as MONITORED
 from pyro_mvae.monitor import set_baseline
@@ -130,9 +128,7 @@ def build(
     facts = {**settings.about, **for_xcode(images, likelihoods[1])}
     artifacts = export_all(student, images, out, about=facts, progress=progress)
     check_budget(artifacts, settings.budget_kb)
-    latencies = {item.path: file_latency(item, student, images=images.test.images) for item in artifacts}
-    write_manifest(out, student, artifacts, latencies=latencies)
-    write_readme(out)
+    latencies = document(out, student, artifacts, images=images.test.images)
     set_baseline(out, images, model=student, seed=settings.seed, progress=progress)
     named = {"teacher": teacher, "student": student}
     report = Report(

@@ -22,7 +22,7 @@ from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.environment import environment
 from pyro_mvae.evaluate.drift import drift
 from pyro_mvae.evaluate.likelihood import log_evidence
-from pyro_mvae.export.deployed import artifacts, deployed
+from pyro_mvae.export.deployed import artifacts, deployed, entries_of
 from pyro_mvae.export.manifest import describe, digest_of, write_monitoring
 from pyro_mvae.inference.checkpoint import read, write
 from pyro_mvae.inference.numbers import count
@@ -75,6 +75,7 @@ def set_baseline(
     num_images: int = 500,
     num_samples: int = 10,
     seed: int = 0,
+    format: str | None = None,
     progress: Track = untracked,
 ) -> dict[str, Any]:
     """Measure a folder's files on what their model was trained on, and note in its manifest what later readings are held to.
@@ -87,6 +88,7 @@ def set_baseline(
         folder: with a manifest and both parts; see `deployed`.
         model: what the files were exported from; the checkpoint beside them when None.
         num_images, num_samples: of each reading; importance samples an image.
+        format: which of a folder's files are watched, as `deployed`.
 
     Returns: the bounds.
 
@@ -96,7 +98,7 @@ def set_baseline(
     count(num_images, "num_images", 2)
     count(num_samples, "num_samples")
     folder = Path(folder)
-    vae = deployed(folder, model=model)
+    vae = deployed(folder, model=model, format=format)
     how = {"num_images": num_images, "num_samples": num_samples, "binarization": data.binarization, "seed": seed}
     codes = codes_of(vae, some(data.train.images, num_images, seed=seed), data.binarization, seed=seed)
     write(folder / CODES, {"codes": codes}, {"data": data.name})
@@ -106,11 +108,13 @@ def set_baseline(
         "reconstruction_error": {"at_most": round(allowed(error), 6)},
         "drift_p": {"at_least": SHARE_OF_TESTS},
     }
-    slow = p90_us(folder, vae)
+    entries = entries_of(folder, describe(folder), format=format)
+    slow = p90_us(folder, vae, format=entries["decoder"]["format"])
     if slow is not None:
         bounds["p90_us"] = {"at_most": round(TIMES_AS_SLOW * slow, 1)}
     about = {
         "data": data.name,
+        "format": entries["decoder"]["format"],
         "cpu": environment()["cpu"],
         **how,
         "codes": {"path": CODES, "sha256": digest_of(folder / CODES)},
@@ -145,7 +149,7 @@ def monitor(
     folder = Path(folder)
     about, before = baseline(folder), readings(folder)
     bounds = here(about)
-    vae = deployed(folder, model=model)
+    vae = deployed(folder, model=model, format=about.get("format"))
     images = data.test.images if split == "test" else torch.cat([data.train.images, data.test.images])
     images = some(images, about["num_images"], seed=about["seed"])
     nll, error = quality(vae, images, about, progress)
@@ -155,7 +159,7 @@ def monitor(
         "nll": round(float(nll.mean()), 4),
         "reconstruction_error": round(float(error.mean()), 6),
         "drift_p": found.p_value,
-        "p90_us": p90_us(folder, vae),
+        "p90_us": p90_us(folder, vae, format=about.get("format")),
     }
     reading = Reading(
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -255,10 +259,10 @@ def allowed(values: Tensor) -> float:
     return float(values.mean() + STANDARD_ERRORS * values.std() * math.sqrt(2 / len(values)))
 
 
-def p90_us(folder: Path, vae: VAE) -> float | None:
+def p90_us(folder: Path, vae: VAE, *, format: str | None) -> float | None:
     """Microseconds to encode one image and to decode a code, by the files; None where they are not run but evaluated here."""
     shapes = {"encoder": (1, *vae.image_shape), "decoder": (1, vae.latent_dim)}
-    parts = artifacts(folder, describe(folder))
+    parts = artifacts(folder, describe(folder), format=format)
     if any(artifact.format == "coreml" for artifact in parts.values()):
         return None
     each = [latency(artifact.run, torch.zeros(shapes[part])).p90_us for part, artifact in parts.items()]

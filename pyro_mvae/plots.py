@@ -115,7 +115,9 @@ def trade(table: pd.DataFrame, axis: str, *, label: str, bound: float | None = N
     """Students of `miniaturize`, the NLL of images they did not see against a cost, numbered as in the table of `pareto.html`."""
     figure = drawing(7, 4.2)
     plane = figure.subplots()
-    plane.scatter(table[axis], table["held_out"], s=18, color="tab:gray")
+    for last, face in ((True, "tab:gray"), (False, "none")):
+        some = table[(table["rounds"] == table["rounds"].max()) == last]
+        plane.scatter(some[axis], some["held_out"], s=18, edgecolors="tab:gray", facecolors=face)
     best = table.sort_values(axis)
     best = best[best["held_out"] <= best["held_out"].cummin()]
     plane.plot(best[axis], best["held_out"], color="tab:blue", linewidth=1)

@@ -172,6 +172,7 @@ def test_ctrl_c_anywhere_else_says_so_in_a_line(monkeypatch, tmp_path):
 def test_a_verb_that_is_none():
     assert "'buld'" in mistake("buld")
     assert "--against" in mistake("verify", "x.pte")
+    assert "--data is for comparing: give --against" in mistake("verify", "x.mlpackage", "--data", "digits")
     assert "export-coreml" in run().stdout
 
 

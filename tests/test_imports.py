@@ -11,7 +11,7 @@ LAYERS = [
     {"cli"},
     {"build", "apply", "compare", "experiment"},
     {"table9"},
-    {"costs", "monitor"},
+    {"costs", "document", "monitor"},
     {"search"},
     {"latency"},
     {"report", "plots", "train", "recipe"},

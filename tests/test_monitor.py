@@ -1,6 +1,7 @@
 """`monitor`: files measured as their model would be, bounds, and what crosses them."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -166,6 +167,27 @@ def test_command(folder, monkeypatch, data):
     result = CliRunner().invoke(main, ["monitor", str(folder), "--data", "squares", "--baseline"])
     assert result.exit_code == 0
     assert describe(folder)["monitoring"]["bounds"]["nll"]["at_most"] > 1.0
+    for words, message in (
+        (["--baseline", "--split", "all"], "a baseline has both"),
+        (["--format", "onnx"], "readings are of the files that the baseline is of"),
+        (["--baseline", "--format", "onnx"], "no encoder and decoder of the format onnx"),
+    ):
+        result = CliRunner().invoke(main, ["monitor", str(folder), "--data", "squares", *words])
+        assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+def test_the_format_that_a_baseline_is_of_is_watched(fitted, data, tmp_path):
+    folder = put(tmp_path / "folder", fitted)
+    write_manifest(folder, fitted, [export_onnx(fitted, folder / f"{part}.onnx", part=part) for part in ("encoder", "decoder")])
+    set_baseline(folder, data, num_images=40, num_samples=2, format="onnx")
+    assert describe(folder)["monitoring"]["format"] == "onnx"
+    (folder / "decoder.pte").write_bytes(b"not watched")
+    assert math.isfinite(monitor(folder, data).nll)
+    (folder / "decoder.onnx").write_bytes(b"watched")
+    with pytest.raises(ValueError, match=r"decoder\.onnx is not what its manifest says"):
+        monitor(folder, data)
+    with pytest.raises(ValueError, match="format is 'pte', expected one of: executorch, onnx, coreml"):
+        deployed(folder, format="pte")
 
 
 @pytest.mark.parametrize(

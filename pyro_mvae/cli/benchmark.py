@@ -9,7 +9,7 @@ import click
 
 from pyro_mvae import load_model
 from pyro_mvae.cli.terminal import CROSSED, Verb, progress_bars, show
-from pyro_mvae.latency import as_text, check_comparable, checkpoints, read_benchmark, regressions
+from pyro_mvae.latency import as_text, check_comparable, checkpoints, only_in_one, read_benchmark, regressions
 from pyro_mvae.latency import benchmark as run
 from pyro_mvae.report import filled
 
@@ -39,6 +39,8 @@ def benchmark(
         raise ValueError(f"{path} is what is to be compared with, and would be replaced: give --out another name, or move it")
     if other:
         check_comparable(other)
+    if models and not peers:
+        raise ValueError("--model gives a peer, and --no-peers leaves peers out: give one of them")
     paths = checkpoints(folder, models) if peers else {}
     with progress_bars() as progress:
         named = {name: load_model(path).eval() for name, path in paths.items()}
@@ -46,6 +48,9 @@ def benchmark(
     slower = regressions(found, other) if other else {}
     show(filled("On this machine, one thread: a proxy, no phone's latency", *as_text(found, slower)))
     click.echo(f"Everything is in {path}")
+    for what, names in (only_in_one(found, other) if other else {}).items():
+        if names:
+            click.echo(f"{what}, not compared: {', '.join(names)}", err=True)
     for name, ratio in slower.items():
         click.echo(f"slower: {name}: {ratio:.2f} times what it took", err=True)
     if slower:

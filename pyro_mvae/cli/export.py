@@ -12,13 +12,12 @@ import pyro_mvae
 from pyro_mvae.cli.terminal import Verb, about
 from pyro_mvae.export.capture import EVERY_PART
 from pyro_mvae.export.coreml import PICTURES
+from pyro_mvae.export.delegation import delegation
 from pyro_mvae.export.executorch import FLOATS
-from pyro_mvae.export.manifest import check_manifest, precision_noted, write_manifest
+from pyro_mvae.export.manifest import check_manifest, precision_noted
 from pyro_mvae.export.mil import functions_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS, TARGETS
-from pyro_mvae.export.snippets import write_readme
-from pyro_mvae.export.verify import examine
-from pyro_mvae.latency.timing import file_latency
+from pyro_mvae.export.verify import TOLERANCES, examine
 
 
 def exports(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,18 +110,30 @@ def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: b
     check_manifest(path.parent, model, overwrite=overwrite)
     found = run(model, path, **settings)
     found = found if isinstance(found, list) else [found]
-    latencies = {each.path: file_latency(each, model) for each in found}
-    write_manifest(path.parent, model, found, latencies=latencies, overwrite=overwrite)
-    write_readme(path.parent)
+    pyro_mvae.document(path.parent, model, found, overwrite=overwrite)
     for each in found:
         show(each)
+        if each.format == "executorch" and (warning := in_pieces(each.path)):
+            click.echo(warning, err=True)
+
+
+def in_pieces(path: str) -> str | None:
+    """What is to be said of a program that its backend does not run in one piece."""
+    found = delegation(Path(path).read_bytes())
+    if found.pieces == 1 and not found.outside:
+        return None
+    outside = f"; outside of them: {', '.join(found.outside)}" if found.outside else ""
+    return f"{path}: in {found.pieces} pieces for {found.backend}, best is one{outside}: slower than it might be"
 
 
 @click.command(cls=Verb)
 @click.argument("artifact")
 @click.option("--against", "checkpoint", metavar="CHECKPOINT", help="What it was exported from.")
 @click.option("--data", metavar="SPEC", help="Compare on the test images of this data set; on noise otherwise.")
-def verify(*, artifact: str, checkpoint: str | None, data: str | None) -> None:
+@click.option(
+    "--precision", type=click.Choice(list(TOLERANCES)), help="By default what the manifest beside it, or the file, says."
+)
+def verify(*, artifact: str, checkpoint: str | None, data: str | None, precision: str | None) -> None:
     """Run ARTIFACT, a .mlpackage, .pte or .onnx, and compare it with PyTorch.
 
     Without --against a Core ML package, which need not be one of ours, is run on noise: whether it can be, and what comes out.
@@ -132,6 +143,8 @@ def verify(*, artifact: str, checkpoint: str | None, data: str | None) -> None:
       pyro-mvae verify build/decoder.pte --against build/student.safetensors --data digits
       pyro-mvae verify somebody-elses.mlpackage
     """
+    if checkpoint is None and (data or precision):
+        raise ValueError(f"{'--data' if data else '--precision'} is for comparing: give --against CHECKPOINT too")
     package = Path(artifact).suffix == ".mlpackage"
     names = functions_of(artifact) if package else ()
     if checkpoint is None:
@@ -144,8 +157,8 @@ def verify(*, artifact: str, checkpoint: str | None, data: str | None) -> None:
     model = pyro_mvae.load_model(checkpoint)
     images = pyro_mvae.load_data(data, size=model.image_shape[1]).test.images if data else None
     for name in names if len(names) > 1 else (None,):
-        precision = precision_noted(artifact)
-        show(pyro_mvae.verify(artifact, model, precision=precision, images=images, function=name))
+        noted = precision or precision_noted(artifact)
+        show(pyro_mvae.verify(artifact, model, precision=noted, images=images, function=name))
 
 
 def show(result: pyro_mvae.Verification) -> None:

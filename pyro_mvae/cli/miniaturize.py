@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor
 
-from pyro_mvae import Budget, load_data, load_model
+from pyro_mvae import VAE, Budget, Verification, document, export_executorch, load_data, load_model
 from pyro_mvae import miniaturize as run
 from pyro_mvae.cli.terminal import Verb, progress_bars, show
+from pyro_mvae.export.capture import PARTS
 from pyro_mvae.report import filled
+from pyro_mvae.search.budget import KB, shown
 from pyro_mvae.search.pareto import as_text
 from pyro_mvae.side_by_side import cores
 from pyro_mvae.train import suited
@@ -24,12 +27,19 @@ from pyro_mvae.train import suited
 @click.option("--max-macs", type=float, help="Multiply-adds to encode and decode an image.")
 @click.option("--max-nll-loss", type=float, help="Nats per test image above the model's NLL.")
 @click.option("--minutes", default=10.0, show_default=True, help="Of training; measuring comes on top.")
-@click.option("--weight-bits", multiple=True, type=int, default=(8,), show_default=True, help="May be given again.")
+@click.option(
+    "--weight-bits",
+    multiple=True,
+    type=int,
+    default=(8,),
+    show_default=True,
+    help="May be given again; a .pte has a byte a weight for all.",
+)
 @click.option("--latent-dim", "latent_dims", multiple=True, type=int, help="May be given again; by default what the model uses.")
 @click.option("--nll-samples", default=25, show_default=True, help="Importance samples for each test image.")
 @click.option("--distill", default=1.0, show_default=True, help="λ of distillation (19); 0 for none.")
 @click.option("--importance-samples", default=1, show_default=True, help="Of the bound that the last student is trained on with.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="That of train: of the split into training and test images too.")
 @click.option("--processes", type=int, help="How many students are trained at a time; by default one for each core.")
 @click.option("--out", default="small", show_default=True, help="The folder to make, or to go on in.")
 def miniaturize(
@@ -54,7 +64,9 @@ def miniaturize(
     budget = Budget(kb=budget_kb, macs=max_macs, latency_us=max_latency_us, nll_loss=max_nll_loss)
     teacher = load_model(checkpoint)
     with progress_bars() as progress:
-        images = suited(load_data(data, size=teacher.image_shape[1], progress=progress), teacher.config["likelihood"])
+        images = suited(
+            load_data(data, size=teacher.image_shape[1], seed=settings["seed"], progress=progress), teacher.config["likelihood"]
+        )
         found = run(
             teacher,
             images,
@@ -65,5 +77,16 @@ def miniaturize(
             progress=progress,
             **settings,
         )
+        files = phone_files(found.model, Path(out), images.test.images)
     show(filled(f"Students of {checkpoint}", *as_text(found.table)))
-    click.echo(f"{Path(out) / 'student.safetensors'} is {found.name}; look at {Path(out) / 'pareto.html'}")
+    reached = {**found.table[found.table["chosen"]].iloc[0], "kb": sum(each.bytes for each in files) / KB}
+    figures = ", ".join(f"{shown(axis, float(reached[axis]))} of {shown(axis, bound)}" for axis, bound in budget.given().items())
+    click.echo(f"{found.name}: {figures}")
+    click.echo(f"Everything is in {out}: student.safetensors, encoder.pte and decoder.pte with README.md; look at pareto.html")
+
+
+def phone_files(student: VAE, out: Path, images: Tensor) -> list[Verification]:
+    """The two files that were weighed, written and verified, with what lies beside such files."""
+    files = [export_executorch(student, out / f"{part}.pte", part=part, images=images) for part in PARTS]
+    document(out, student, files, images=images, overwrite=True)
+    return files

@@ -115,7 +115,9 @@ def fail(message: object, code: int) -> None:
 def advice(ctx: click.Context) -> str:
     """How to take up what was interrupted."""
     out = ctx.params.get("out")
-    return f"; go on with: pyro-mvae {ctx.info_name} --out {out} --resume" if out and (Path(out) / "build.json").exists() else ""
+    if out and (Path(out) / "build.json").exists():
+        return f"; go on with: pyro-mvae {ctx.info_name} --out {out} --resume"
+    return "; go on with the same command" if out and (Path(out) / "search.json").exists() else ""
 
 
 class Verbs(click.Group):

@@ -141,12 +141,17 @@ class Capture:
         return result if isinstance(result, tuple) else (result,)
 
 
+def unchanged(net: nn.Module) -> nn.Module:
+    """The net itself."""
+    return net
+
+
 def capture(
     model: VAE,
     part: str,
     *,
     precision: str,
-    written: Callable[[nn.Module], nn.Module] = lambda net: net,
+    written: Callable[[nn.Module], nn.Module] = unchanged,
     white: float = 1.0,
 ) -> Capture:
     """Take a part of a model, or both from an image on, at a precision.

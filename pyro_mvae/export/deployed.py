@@ -19,7 +19,7 @@ from pyro_mvae.models import VAE
 from pyro_mvae.theta import Weights
 
 FORMATS = ("executorch", "onnx", "coreml")
-"""Which files of a folder are taken, the first that has both parts."""
+"""Which files of a folder are taken, the first format that has both parts."""
 LEAST = 2.0**-20  # of a probability: files give pictures, models want their logits
 
 
@@ -53,12 +53,13 @@ class FileDecoder(FileNet):
         return self.called(z)[0].clamp(LEAST, 1 - LEAST).logit()
 
 
-def deployed(folder: str | os.PathLike[str], *, model: VAE | None = None) -> VAE:
+def deployed(folder: str | os.PathLike[str], *, model: VAE | None = None, format: str | None = None) -> VAE:
     """The model in a folder, its encoder and decoder replaced by the files there.
 
     Args:
         folder: with a manifest that names both parts in one format.
         model: what the files were exported from; the checkpoint beside them that is of the manifest's model when None.
+        format: which files are taken, "executorch", "onnx" or "coreml"; when None, the first of these that has both parts.
 
     Raises:
         ValueError: without a manifest, both parts, or a checkpoint; for a file that was changed, or another model.
@@ -68,22 +69,32 @@ def deployed(folder: str | os.PathLike[str], *, model: VAE | None = None) -> VAE
     model = copy.deepcopy(model or model_in(folder, manifest["model"]["sha256"]))
     if digest(model) != manifest["model"]["sha256"]:
         raise ValueError(f"{folder} holds files of another model: give the checkpoint that they were exported from")
-    runs = {part: artifact.run for part, artifact in artifacts(folder, manifest).items()}
+    runs = {part: artifact.run for part, artifact in artifacts(folder, manifest, format=format).items()}
     model.encoder, model.decoder = FileEncoder(runs["encoder"]), FileDecoder(runs["decoder"])
     if isinstance(model.theta, Weights):
         model.theta = None  # files have the weights of θ′ = 0 built in
     return model.eval()
 
 
-def artifacts(folder: Path, manifest: dict[str, Any]) -> dict[str, Artifact]:
-    """Both parts, in the first format that has them; ValueError where one is not what the manifest says."""
-    for format in FORMATS:
-        entries = {entry["part"]: entry for entry in one_a_part(manifest["files"], format)}
+def artifacts(folder: Path, manifest: dict[str, Any], *, format: str | None = None) -> dict[str, Artifact]:
+    """Both parts, in one format; ValueError where one is not what the manifest says."""
+    entries = entries_of(folder, manifest, format=format)
+    for part in PARTS:
+        check_file(folder, entries[part])
+    return {part: load_artifact(folder / entries[part]["path"], function=entries[part].get("function")) for part in PARTS}
+
+
+def entries_of(folder: Path, manifest: dict[str, Any], *, format: str | None = None) -> dict[str, Mapping[str, Any]]:
+    """What a manifest says of both parts, in a format, or in the first that has both."""
+    if format not in (None, *FORMATS):
+        raise ValueError(f"format is {format!r}, expected one of: {', '.join(FORMATS)}")
+    for each in FORMATS if format is None else (format,):
+        entries = {entry["part"]: entry for entry in one_a_part(manifest["files"], each)}
         if set(PARTS) <= set(entries):
-            for part in PARTS:
-                check_file(folder, entries[part])
-            return {part: load_artifact(folder / entries[part]["path"], function=entries[part].get("function")) for part in PARTS}
-    raise ValueError(f"{folder} has no encoder and decoder of one format: export both there")
+            return {part: entries[part] for part in PARTS}
+    raise ValueError(
+        f"{folder} has no encoder and decoder of {f'the format {format}' if format else 'one format'}: export both there"
+    )
 
 
 def check_file(folder: Path, entry: Mapping[str, Any]) -> None:

@@ -1,11 +1,15 @@
-"""Decoders in the operations that XNNPACK computes fast: the same numbers, to the bit where they are integers.
+"""Decoders in the operations that runtimes compute fast: the same numbers, to the bit where they are integers.
 
-XNNPACK computes eight outputs of a convolution or more at a time, so a transposed one to one channel or three, which is the last
-of most decoders, costs as much as one to eight. Its s × s phases are channels of one convolution here, moved to places then.
+The s × s phases of a transposed convolution are channels of a plain one here, moved to their places then. XNNPACK computes eight
+outputs of a convolution or more at a time, so a transposed one to one channel or three, which is the last of most decoders, costs
+as much as one to eight. onnxruntime has no transposed convolution of integers, and computes it in floats, which matters where it
+is large and dense, as the first of a decoder.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,7 +19,9 @@ from pyro_mvae.nets.fold import LayerTracer
 from pyro_mvae.nets.quantized import IntegerActivation, IntegerConv
 
 FEW = 8
-"""Outputs below which a transposed convolution is worth to be written as another."""
+"""Outputs that XNNPACK computes at a time."""
+MANY = 100_000
+"""Weights of a layer that takes longer in floats than its outputs take to be moved; each output gets a bias and scales there."""
 
 
 class Interleave(nn.Module):
@@ -79,8 +85,19 @@ def as_convolution(layer: nn.ConvTranspose2d | IntegerConv) -> nn.Conv2d | Integ
     return plain
 
 
-def interleaved(net: nn.Module) -> nn.Module:
-    """A net whose transposed convolutions to few channels are plain ones, each with `Interleave` after it; itself without such.
+def few_outputs(conv: nn.ConvTranspose2d) -> bool:
+    """Whether a transposed convolution has fewer outputs than XNNPACK computes at a time."""
+    return conv.out_channels < FEW
+
+
+def wide_spread(conv: nn.ConvTranspose2d) -> bool:
+    """Whether a transposed convolution is a large dense layer from one place to many."""
+    weights = conv.in_channels * conv.out_channels * math.prod(conv.kernel_size)
+    return conv.kernel_size == conv.stride and weights >= MANY
+
+
+def interleaved(net: nn.Module, *, worth: Callable[[nn.ConvTranspose2d], bool] = few_outputs) -> nn.Module:
+    """A net some of whose transposed convolutions are plain ones, each with `Interleave` after it; itself without such.
 
     The layers are shared with `net`, whose own stay as they are.
 
@@ -91,13 +108,13 @@ def interleaved(net: nn.Module) -> nn.Module:
         >>> torch.allclose(interleaved(net)(z), net(z), atol=1e-5)
         True
     """
-    if not any(worth_it(layer) for layer in net.modules()):
+    if not any(can_be(layer) and worth(conv_of(layer)) for layer in net.modules()):
         return net
     result = fx.GraphModule(net, IntegerTracer().trace(net))
     modules: dict[str, nn.Module] = dict(result.named_modules())
     for node in list(result.graph.nodes):
         layer: Any = modules.get(str(node.target)) if node.op == "call_module" else None
-        if layer is None or not worth_it(layer):
+        if layer is None or not (can_be(layer) and worth(conv_of(layer))):
             continue
         end, rounding = rounded(node, modules)
         name, after = f"plain_{node.name}", f"interleave_{node.name}"
@@ -124,10 +141,10 @@ class IntegerTracer(LayerTracer):
         return isinstance(m, IntegerConv | IntegerActivation) or super().is_leaf_module(m, module_qualified_name)
 
 
-def worth_it(layer: nn.Module) -> bool:
-    """Whether a layer is a transposed convolution to few channels that can be written as a plain one."""
+def can_be(layer: nn.Module) -> bool:
+    """Whether a layer is a transposed convolution that can be written as a plain one."""
     conv = conv_of(layer)
-    if not isinstance(conv, nn.ConvTranspose2d) or conv.out_channels >= FEW or conv.groups > 1:
+    if not isinstance(conv, nn.ConvTranspose2d) or conv.groups > 1:
         return False
     inside = all(more <= int(cut) for more, cut in zip(conv.output_padding, conv.padding, strict=True))
     return conv.stride != (1, 1) and conv.dilation == (1, 1) and inside

@@ -167,7 +167,10 @@ def precision_noted(path: str | os.PathLike[str]) -> str | None:
     path = Path(path)
     if not path.is_file() or not (path.parent / NAME).is_file():
         return None
-    noted = {entry["path"]: entry for entry in describe(path.parent)["files"]}.get(path.name)
+    try:
+        noted = {entry["path"]: entry for entry in describe(path.parent)["files"]}.get(path.name)
+    except ValueError:  # web apps have a manifest.json of another kind
+        return None
     return noted["precision"] if noted and noted["sha256"] == digest_of(path) else None
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_mvae.export._quiet import import_quietly, quiet
-from pyro_mvae.export.capture import capture
+from pyro_mvae.export.capture import capture, unchanged
 from pyro_mvae.export.executorch import precision_of
+from pyro_mvae.export.interleave import interleaved, wide_spread
 from pyro_mvae.export.verify import Verification, check_suffix, written
 from pyro_mvae.models import VAE
 
@@ -45,16 +46,21 @@ def export_onnx(
     """
     path = check_suffix(path, ".onnx")
     precision = precision_of(model, precision)
-    graph = capture(model, part, precision=precision)
+    graph = capture(model, part, precision=precision, written=integers_in_plain if precision == "int8" else unchanged)
     onnx = import_quietly("onnx")
     with quiet():
         exported: Any = torch.onnx.export(
             graph.program(), dynamo=True, verbose=False, opset_version=OPSET, output_names=list(graph.outputs)
         )
-        proto = unsigned(stripped(exported.model_proto))
+        proto = unsigned(folded(stripped(exported.model_proto)))
         onnx.helper.set_model_props(proto, {"precision": precision, "passes": "; ".join(model.passes)})
         onnx.checker.check_model(proto)
     return written(path, lambda temporary: temporary.write_bytes(proto.SerializeToString()), model, images=images)[0]
+
+
+def integers_in_plain(net: nn.Module) -> nn.Module:
+    """A net whose large dense layers are plain convolutions, which onnxruntime has of integers, and no transposed ones."""
+    return interleaved(net, worth=wide_spread)
 
 
 def stripped(proto: Any) -> Any:
@@ -63,6 +69,21 @@ def stripped(proto: Any) -> Any:
         for item in items:
             del item.metadata_props[:]
     del proto.graph.value_info[:]
+    return proto
+
+
+def folded(proto: Any) -> Any:
+    """A model whose zero points are numbers: the exporter leaves those of many channels as a cast of others."""
+    onnx = import_quietly("onnx")
+    numbers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in [node for node in proto.graph.node if node.op_type == "Cast" and node.input[0] in numbers]:
+        kind = onnx.helper.tensor_dtype_to_np_dtype(node.attribute[0].i)
+        values = onnx.numpy_helper.to_array(numbers[node.input[0]]).astype(kind)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+        proto.graph.node.remove(node)
+    used = {name for node in proto.graph.node for name in node.input}
+    for tensor in [tensor for tensor in proto.graph.initializer if tensor.name not in used]:
+        proto.graph.initializer.remove(tensor)
     return proto
 
 

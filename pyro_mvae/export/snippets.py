@@ -13,13 +13,25 @@ from pyro_mvae.export.manifest import describe, one_a_part
 NAME = "README.md"
 MARK = "<!-- written by pyro-mvae from manifest.json -->"
 LANGUAGES = {"coreml": "Swift", "executorch": "Kotlin", "onnx": "JavaScript"}
+RUNTIMES = {
+    "executorch": ("`org.pytorch:executorch-android` of Maven", "executorch"),
+    "onnx": ("`onnxruntime-web` of npm", "onnxruntime"),
+}
+"""What apps load files with, and the distribution that has the same version here."""
 NOT_COMPILED = "It was neither compiled nor run where the files were made."
 
-SWIFT_LOAD = "let model = try MLModel(contentsOf: package)"
+SWIFT_LOAD = "return try MLModel(contentsOf: package)"
 SWIFT_CONFIGURED = Template("""\
 let configuration = MLModelConfiguration()
     $settings
-    let model = try MLModel(contentsOf: package, configuration: configuration)""")
+    return try MLModel(contentsOf: package, configuration: configuration)""")
+SWIFT_ONCE = Template("""\
+/// Loaded at the first call, and kept: loading takes longer than a call.
+private let loaded = Result<MLModel, Error>(catching: {
+    let package = Bundle.main.url(forResource: "$stem", withExtension: "mlmodelc")!  // Xcode compiles $path to it
+    $load
+})
+""")
 SWIFT_FUNCTION = Template('configuration.functionName = "$function"')
 SWIFT_CAREFUL = Template("configuration.computeUnits = .cpuOnly  // $caution")
 SWIFT_UPRIGHT = Template("""\
@@ -70,12 +82,11 @@ SWIFT = Template("""\
 import CoreML
 import UIKit
 
+$once
 $prepare
 func $part(_ given: $given) throws -> [String: MLMultiArray] {
-    let package = Bundle.main.url(forResource: "$stem", withExtension: "mlmodelc")!  // Xcode compiles $path to it
-    $load
     let input = try MLDictionaryFeatureProvider(dictionary: ["$input": $converted(of: given)])
-    let output = try model.prediction(from: input)
+    let output = try loaded.get().prediction(from: input)
     return Dictionary(uniqueKeysWithValues: [$outputs].map { ($$0, output.featureValue(for: $$0)!.multiArrayValue!) })
 }
 """)
@@ -83,11 +94,10 @@ SWIFT_IMAGES = Template("""\
 import CoreML
 import UIKit
 
+$once
 func $part(_ given: $given) throws -> MLFeatureProvider {
-    let package = Bundle.main.url(forResource: "$stem", withExtension: "mlmodelc")!  // Xcode compiles $path to it
-    $load
     let value = $value
-    return try model.prediction(from: MLDictionaryFeatureProvider(dictionary: ["$input": value]))
+    return try loaded.get().prediction(from: MLDictionaryFeatureProvider(dictionary: ["$input": value]))
 }
 $shown""")
 SWIFT_IMAGE = Template("""\
@@ -128,10 +138,17 @@ import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
 $prepare
-/** $outputs. `path` is where the app has put $path. */
-fun $part(path: String, given: $given): List<FloatArray> {
-    val input = Tensor.fromBlob($converted, longArrayOf($shape))
-    return Module.load(path).forward(EValue.from(input)).map { it.toTensor().dataAsFloatArray }
+/** Loaded once, from where the app has put $path: loading takes longer than a call. One thread is best for small nets. */
+class $kind(path: String) : AutoCloseable {
+    private val module = Module.load(path, Module.LOAD_MODE_FILE, 1)
+
+    /** $outputs. */
+    fun $part(given: $given): List<FloatArray> {
+        val input = Tensor.fromBlob($converted, longArrayOf($shape))
+        return module.forward(EValue.from(input)).map { it.toTensor().dataAsFloatArray }
+    }
+
+    override fun close() = module.destroy()
 }
 """)
 
@@ -156,11 +173,12 @@ JAVASCRIPT_GREY = "0.299 * data[place] + 0.587 * data[place + 1] + 0.114 * data[
 JAVASCRIPT_COLOUR = "data[place + Math.floor(i / area)]"
 JAVASCRIPT = Template("""\
 import * as ort from "onnxruntime-web";
+
+const session = ort.InferenceSession.create("$path"); // once: loading takes longer than a call
 $prepare
 /** $outputs. `given` is $given. */
 export async function $part(given) {
-  const session = await ort.InferenceSession.create("$path");
-  const found = await session.run({ $input: new ort.Tensor("float32", $converted, [$shape]) });
+  const found = await (await session).run({ $input: new ort.Tensor("float32", $converted, [$shape]) });
   return [$names].map((name) => found[name].data);
 }
 """)
@@ -189,7 +207,7 @@ def readme(manifest: Mapping[str, Any]) -> str:
             lines += [
                 f"## {entry['part'].capitalize()} in {language}",
                 "",
-                f"For `{entry['path']}`{needing(entry)}. {NOT_COMPILED}",
+                f"For `{entry['path']}`{needing(entry)}{runtime(entry, format)}. {NOT_COMPILED}",
                 "",
                 f"```{language.lower()}",
                 SNIPPETS[format](entry).rstrip(),
@@ -205,6 +223,13 @@ def needing(entry: Mapping[str, Any]) -> str:
     return "".join(f", {part}" for part in parts if part)
 
 
+def runtime(entry: Mapping[str, Any], format: str) -> str:
+    """What an app has to have to run a file, in the version that it was verified with."""
+    package, distribution = RUNTIMES.get(format, ("", ""))
+    version = entry.get("versions", {}).get(distribution)
+    return f", with {package}, {version} here" if version else ""
+
+
 def loading(entry: Mapping[str, Any]) -> str:
     """How Swift loads a package: one of its functions, or off what computes it wrong."""
     settings = [
@@ -218,14 +243,8 @@ def swift(entry: Mapping[str, Any]) -> str:
     """A function that calls a Core ML package."""
     (source,) = entry["inputs"]
     names = ", ".join(f'"{output["name"]}"' for output in entry["outputs"])
-    common = {
-        "part": entry["part"],
-        "path": entry["path"],
-        "stem": Path(entry["path"]).stem,
-        "input": source["name"],
-        "outputs": names,
-        "load": loading(entry),
-    }
+    once = SWIFT_ONCE.substitute(path=entry["path"], stem=Path(entry["path"]).stem, load=loading(entry))
+    common = {"part": entry["part"], "input": source["name"], "outputs": names, "once": once}
     if entry.get("pictures") == "images":
         return swift_with_images(entry, common)
     if len(source["shape"]) == 2:
@@ -282,7 +301,14 @@ def called(entry: Mapping[str, Any]) -> dict[str, str]:
     """What a file is called by, and what comes out of it."""
     outputs = ", ".join(f"{output['name']}: {output['meaning']}" for output in entry["outputs"])
     shape = ", ".join(map(str, entry["inputs"][0]["shape"]))
-    return {"part": entry["part"], "path": entry["path"], "shape": shape, "outputs": outputs[0].upper() + outputs[1:]}
+    kind = entry["part"].capitalize()
+    return {
+        "part": entry["part"],
+        "kind": kind,
+        "path": entry["path"],
+        "shape": shape,
+        "outputs": outputs[0].upper() + outputs[1:],
+    }
 
 
 SNIPPETS: dict[str, Callable[[Mapping[str, Any]], str]] = {"coreml": swift, "executorch": kotlin, "onnx": javascript}

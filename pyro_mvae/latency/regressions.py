@@ -23,7 +23,7 @@ def regressions(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, 
     both runs, as it stands and also with what the machine itself became slower by, its peak at that precision, taken out.
 
     Raises:
-        ValueError: for figures of another schema or another processor.
+        ValueError: for figures of another schema or another processor, or when no row is in both.
 
     Example:
         >>> peaks = {"gemm_float32": 1, "conv_float32": 1, "conv_int8": 1, "copy": 1}
@@ -36,6 +36,8 @@ def regressions(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, 
     check_comparable(before, schema=now["schema"], cpu=now["environment"]["cpu"])
     machine = {precision: peak_of(now, precision) / peak_of(before, precision) for precision in ("float32", "int8")}
     timed = {each["name"]: each for each in before["rows"] if "p50_us" in each}
+    if not timed.keys() & {each["name"] for each in now["rows"] if "p50_us" in each}:
+        raise ValueError(f"no file was timed in both runs, the earlier one has: {', '.join(timed) or 'none'}")
     slower: dict[str, float] = {}
     for each in now["rows"]:
         if "p50_us" not in each or each["name"] not in timed:
@@ -46,6 +48,17 @@ def regressions(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, 
         if min(ratio, ratio * machine[each["precision"]]) > allowed:
             slower[each["name"]] = round(ratio, 3)
     return slower
+
+
+def only_in_one(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Rows that are new, and those that are gone: `regressions` says nothing of either.
+
+    Example:
+        >>> only_in_one({"rows": [{"name": "a", "p50_us": 1.0}]}, {"rows": [{"name": "b", "p50_us": 1.0}]})
+        {'new': ['a'], 'gone': ['b']}
+    """
+    here, there = ([each["name"] for each in run["rows"] if "p50_us" in each] for run in (now, before))
+    return {"new": [name for name in here if name not in there], "gone": [name for name in there if name not in here]}
 
 
 def check_comparable(before: Mapping[str, Any], *, schema: int = SCHEMA, cpu: str | None = None) -> None:

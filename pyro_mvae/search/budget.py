@@ -84,24 +84,29 @@ class Budget:
         """Which figures are above their bound, or are not known; axes that are missing are not looked at."""
         return {axis: figures[axis] for axis, bound in self.given().items() if axis in figures and not figures[axis] <= bound}
 
-    def nearest(self, points: Iterable[Mapping[str, float]]) -> dict[str, float]:
-        """On each axis the least there is among the points that are within the budget on the others, else among all."""
+    def nearest(self, points: Iterable[Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
+        """For each axis the point that is least on it among those that are within the budget on the others, else among all."""
         points = list(points)
         found = {}
         for axis in self.given():
             known = [point for point in points if axis in point and not math.isnan(point[axis])]
             others = [point for point in known if not set(self.over(point)) - {axis}]
             if known:
-                found[axis] = min(point[axis] for point in others or known)
+                found[axis] = min(others or known, key=lambda point: point[axis])
         return found
 
     def unmet(self, points: Iterable[Mapping[str, float]]) -> BudgetError:
-        """The error that says how near one can come."""
+        """The error that says how near one can come, and what else would be over the budget there."""
+
+        def near(axis: str, point: Mapping[str, float]) -> str:
+            also = [shown(other, value) for other, value in self.over(point).items() if other != axis and not math.isnan(value)]
+            return f"{shown(axis, point[axis])}{' with ' if also else ''}{' and '.join(also)}"
+
         nearest = self.nearest(points)
         listing = ", ".join(
-            f"{shown(axis, self.given()[axis])} (nearest: {shown(axis, value)})" for axis, value in nearest.items()
+            f"{shown(axis, self.given()[axis])} (nearest: {near(axis, point)})" for axis, point in nearest.items()
         )
-        return BudgetError(f"the budget can't be met: {listing}", nearest)
+        return BudgetError(f"the budget can't be met: {listing}", {axis: point[axis] for axis, point in nearest.items()})
 
 
 def shown(axis: str, value: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from pyro_mvae.data.images import Split, spread
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
 from pyro_mvae.inference.checkpoint import checksum, digest, load_model, save_model
-from pyro_mvae.inference.numbers import above, count
+from pyro_mvae.inference.numbers import above, count, number
 from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.models import VAE
 from pyro_mvae.search.budget import UNITS, Budget, Cost
@@ -31,12 +33,13 @@ from pyro_mvae.search.layout import known_costs, laid_out
 from pyro_mvae.search.pace import last_epochs, paces
 from pyro_mvae.search.pareto import front, write_pareto
 from pyro_mvae.search.plans import candidates, least
-from pyro_mvae.search.rounds import RUNGS, Lesson, handed_over, leaders_first, schedule, trained
+from pyro_mvae.search.rounds import RUNGS, Lesson, attempts, handed_over, leaders_first, schedule
 from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_latents, taught
-from pyro_mvae.side_by_side import side_by_side
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT = 2000
-FORMAT = 4
+FORMAT = 5
 """Of what a folder keeps of its search."""
 
 
@@ -72,6 +75,9 @@ class Search:
         above(self.minutes, "minutes")
         count(self.nll_samples, "nll_samples")
         count(self.importance_samples, "importance_samples")
+        count(self.seed, "seed", 0)
+        if not 0 <= number(self.distill, "distill") < math.inf:
+            raise ValueError(f"distill is {self.distill}, expected 0 or more")
         for bits in self.weight_bits:
             Quantize(weight_bits=bits)
         if not self.weight_bits or self.latent_dims == ():
@@ -101,9 +107,9 @@ def miniaturize(
        large as the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it
        is trained; a table of blocks guides to them.
     2. All are trained for a quarter of the time, the better third, and the best of each kind of nets, for another, the best of
-       those for what is left; it is trained with rounding as on the phone at last, the λ of (17) a multiplier that holds the
-       rounding error to half of what it was. Others are quantised after training. A student is distilled (19) unless its epoch
-       takes more than twice as long then, as with a teacher many times its size: more epochs teach it more.
+       those for what is left; it is trained with rounding as on the phone at last, the λ of (17) a multiplier that rises while
+       the rounding error is more than half of what it was. Others are quantised after training. A student is distilled (19)
+       unless its epoch takes more than twice as long then, as with a teacher many times its size: more epochs teach it more.
     3. Those that go on are chosen by the NLL of a tenth of the training images, which no student sees: by as many samples as at
        last, a bound of few would pass over students whose encoders say little. The NLL on test images is measured of all that
        nothing cheaper beats; the least held-out one that is within the budget is taken. Without a bound on cost the smallest
@@ -125,12 +131,14 @@ def miniaturize(
         latency_table: of this machine; the one kept for it when None.
 
     Returns: the student, and a table with a row for each one that was tried: name, widths, hidden, encoder, latent_dim and
-        weight_bits, see `Plan`; kb, macs and latency_us, measured, see `Cost`; epochs; distilled; rounded ("in training" or
-        "after"); held_out, its NLL on images it did not see, nats each, of int8; nll and nll_loss on test images, where
-        measured; within (the budget), front, chosen.
+        weight_bits, see `Plan`; kb, macs and latency_us, measured, see `Cost`; rounds, in how many it was; epochs; distilled;
+        rounded ("in training" or "after"), and in training rounding_left, the share of the rounding error, and rounding_weight,
+        the λ of (17); held_out, its NLL on images it did not see, nats each, of int8; nll and nll_loss on
+        test images, where measured; within (the budget), front, chosen.
 
     Raises:
         ValueError: for settings that can't be, or a folder of another search.
+        FloatingPointError: when no student can be trained; one that can't is left out.
         BudgetError: when no student is within the budget; it says how near one can come on each axis.
 
     Example:
@@ -143,6 +151,7 @@ def miniaturize(
         True
     """
     sizes = None if latent_dims is None else tuple(latent_dims)
+    count(processes, "processes")
     search = Search(budget, minutes, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, seed)
     check_latents(teacher, search.latent_dims or ())
     check_handed_over(teacher)
@@ -198,10 +207,19 @@ def searched(
                     plan: last_epochs(plan, teachers[plan.latent_dim], data, out, pace=pace[plan], **about) for plan in plans
                 }
             jobs = [(plan, rung, epochs[plan], told[plan]) for plan in plans]
-            done = side_by_side(trained, jobs, processes=processes) if processes > 1 else (trained(*job) for job in jobs)
+            failed: dict[str, str] = {}
+            done = attempts(jobs, processes=processes)
             for row in progress(done, f"Students, round {rung + 1} of {len(RUNGS)}", len(jobs)):
-                rows[row["name"]] = row
-            plans = leaders_first(sorted(plans, key=lambda plan: rows[plan.name]["held_out"]))
+                if "failed" in row:
+                    failed[row["name"]] = row["failed"]
+                    logger.warning("student %s: %s", row["name"], row["failed"])
+                else:
+                    rows[row["name"]] = row
+            if not rows:
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+                raise FloatingPointError(f"no student could be trained: {reasons}")
+            left = [plan for plan in plans if plan.name not in failed]
+            plans = leaders_first(sorted(left, key=lambda plan: rows[plan.name]["held_out"]))
     frame = table_of({plan.name: cost for plan, cost in costs.items()}, list(rows.values()))
     frame = measured_on_test(frame, search, teacher, data, out, progress)
     return chosen(frame, search, out)

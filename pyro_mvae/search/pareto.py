@@ -41,12 +41,15 @@ def write_pareto(table: pd.DataFrame, budget: Budget, out: Path) -> None:
 def page(table: pd.DataFrame, budget: Budget) -> str:
     """A page that needs no other file."""
     pictures = "".join(
-        html_picture(f"Held-out bound against {label}", plots.trade(table, axis, label=label, bound=getattr(budget, axis)))
+        html_picture(
+            f"NLL of held-out images against {label}", plots.trade(table, axis, label=label, bound=getattr(budget, axis))
+        )
         for axis, label in AXES.items()
     )
     asked = ", ".join(shown(axis, bound) for axis, bound in budget.given().items())
     note = (
         "Numbers are those of the table's rows; the front is drawn as a line, the student chosen as a star, the budget dotted. "
+        "Hollow: students that were left behind after fewer rounds, and would be better had they been trained on. "
         "held_out: NLL of training images that no student saw, nats; nll: on test images, of the front alone."
     )
     header, rows = as_text(table)
@@ -61,7 +64,7 @@ def page(table: pd.DataFrame, budget: Budget) -> str:
 
 def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Header and rows for people."""
-    columns = ["name", *AXES, "epochs", "rounded", "held_out", "nll", "nll_loss", "front", "within", "chosen"]
+    columns = ["name", *AXES, "rounds", "epochs", "rounded", "held_out", "nll", "nll_loss", "front", "within", "chosen"]
 
     def cell(value: object) -> str:
         if isinstance(value, bool | np.bool_):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pyro_mvae.models import VAE
 from pyro_mvae.nets.kinds import KINDS
 from pyro_mvae.search.pace import batch_size, lessons
 from pyro_mvae.search.plans import Plan
+from pyro_mvae.side_by_side import each_by_itself
 
 RUNGS = (0.25, 0.25, 0.5)
 """Shares of the time: for all students, for a third of them, and for the best of those, trained with rounding at last."""
@@ -36,7 +37,7 @@ LR = 4e-3
 LEAST_EPOCHS = 4
 """Of the first student in the first round, if there is time: after one, those that learn fast are ahead of those that get far."""
 ROUNDED = 0.5
-"""The error that rounding is held to in the last stage, as a share of what it was before."""
+"""What the error of rounding is driven towards in the last stage, as a share of what it was before."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,23 @@ def leaders_first(ranked: Sequence[Plan]) -> list[Plan]:
     return [*leaders, *(plan for plan in ranked if plan not in leaders)]
 
 
+def attempted(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any]:
+    """`trained`, or the reason, as `failed`, why a student came to no numbers."""
+    try:
+        return trained(plan, rung, epochs, lesson)
+    except FloatingPointError as error:
+        return {"name": plan.name, "failed": str(error)}
+
+
+def attempts(jobs: Sequence[tuple[Plan, int, int, Lesson]], *, processes: int) -> Iterator[dict[str, Any]]:
+    """What came of each student of a round, as it comes; none that fails stops another."""
+    if processes == 1:
+        yield from (attempted(*job) for job in jobs)
+        return
+    for (plan, *_), row in each_by_itself(attempted, jobs, processes=processes):
+        yield row or {"name": plan.name, "failed": "its process was ended from outside: perhaps there was no memory left"}
+
+
 def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any]:
     """One round of one student: trained on from the round before, quantised, kept, and its row; read back if it was done."""
     folder = lesson.out / "candidates"
@@ -121,8 +139,9 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
     path = folder / f"{plan.name}-{rung}.float.safetensors"
     model, _ = fit_stage(model, data, path, epochs=epochs - rounding, lr=LR, penalties=taught_by, **common)
     small = Quantize(weight_bits=plan.weight_bits)(model.eval(), data.train.images)
+    driven: dict[str, float] = {}
     if rounding:
-        small = rounded_in_training(
+        small, driven = rounded_in_training(
             small, data, folder / f"{plan.name}-{rung}.rounding.safetensors", rounding, taught_by, common, bits=plan.weight_bits
         )
     done = epochs + (json.loads((folder / f"{plan.name}-{rung - 1}.json").read_text())["epochs"] if rung else 0)
@@ -130,9 +149,11 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
     row = {
         "name": plan.name,
         **asdict(plan),
+        "rounds": rung + 1,
         "epochs": done,
         "distilled": lesson.distill > 0 and not teacher.point,
         "rounded": "in training" if rounding else "after",
+        **driven,
         "held_out": round(held_out.nats, 4),
     }
     save_model(folder / f"{plan.name}.safetensors", small)
@@ -142,11 +163,21 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
 
 def rounded_in_training(
     small: VAE, data: Data, path: Path, epochs: int, taught_by: Sequence[Penalty], common: dict[str, Any], *, bits: int
-) -> VAE:
-    """Trained on with its rounding, the λ of (17) driven so that weights come to lie where rounding leaves them."""
-    with torch.no_grad():
-        target = ROUNDED * float(penalties.quantization_error(small, bits=bits) / penalties.l1(penalties.weights(small)))
-    controllers = [OneCycle(), quantization_error(target, bits=bits)]
+) -> tuple[VAE, dict[str, float]]:
+    """Trained on with its rounding, the λ of (17) driven so that weights come to lie where rounding leaves them.
+
+    Also returns the share of the rounding error that is left, and the λ that it came to.
+    """
+    before = rounding_error(small, bits=bits)
+    controllers = [OneCycle(), quantization_error(ROUNDED * before, bits=bits)]
     terms = [*taught_by, Round(1e-4, bits=bits)]
-    small, _ = fit_stage(small, data, path, epochs=epochs, lr=LR / 8, penalties=terms, controllers=controllers, **common)
-    return small
+    how: dict[str, Any] = {"epochs": epochs, "lr": LR / 8, "penalties": terms, "controllers": controllers, **common}
+    small, history = fit_stage(small, data, path, **how)
+    left, weight = rounding_error(small, bits=bits) / before, float(history["round_weight"].iloc[-1])
+    return small, {"rounding_left": round(left, 3), "rounding_weight": weight}
+
+
+@torch.no_grad()
+def rounding_error(model: VAE, *, bits: int) -> float:
+    """Σ|w − w_q| / Σ|w|, (17) as a share of the weights."""
+    return float(penalties.quantization_error(model, bits=bits) / penalties.l1(penalties.weights(model)))

@@ -1,16 +1,20 @@
-"""Decoders written as XNNPACK likes them compute what they computed before."""
+"""Decoders written as runtimes like them compute what they computed before."""
 
+import onnx
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pyro_mvae import export_executorch, export_onnx
 from pyro_mvae.compress import Quantize
 from pyro_mvae.export._quiet import quiet
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.delegation import delegation
 from pyro_mvae.export.executorch import lower
 from pyro_mvae.export.interleave import Interleave, interleaved
+from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import as_integers, quantized
 
@@ -65,3 +69,39 @@ def test_files_are_in_one_piece_and_hold_the_plain_convolution():
         assert any("permute" in name for name in names), part
         found = delegation(lower(model, part=part, precision="int8"))
         assert found.pieces == 1 or part == "anomaly"
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "left"),
+    [
+        ((1, 28, 28), {"widths": (8, 16), "hidden": 128}, 2),
+        ((3, 64, 64), {"widths": (8, 8, 160), "hidden": 16}, 3),  # so many channels that zero points are cast
+        ((1, 16, 16), {"widths": (8, 8), "hidden": 8}, 3),  # too small to be worth it
+    ],
+)
+def test_onnxruntime_gets_large_dense_layers_as_convolutions_of_integers(shape, sizes, left, tmp_path):
+    torch.manual_seed(0)
+    images = torch.randint(256, (8, *shape), dtype=torch.uint8)
+    model = Quantize()(VAE(shape, 8, **sizes), images).eval()
+    found = export_onnx(model, tmp_path / "decoder.onnx", images=images)
+    assert found.max_abs_diff < 0.5 / 255
+    graph = onnx.load(tmp_path / "decoder.onnx").graph
+    assert [node.op_type for node in graph.node].count("ConvTranspose") == left
+    assert not any(node.op_type == "Cast" for node in graph.node)
+    used = {name for node in graph.node for name in node.input}
+    assert all(tensor.name in used for tensor in graph.initializer)
+
+
+def test_files_of_two_runtimes_give_the_same_pixels(tmp_path):
+    """Within one level of 255, as a picture is shown in."""
+    torch.manual_seed(0)
+    images = torch.randint(256, (32, 1, 28, 28), dtype=torch.uint8)
+    model = Quantize()(VAE((1, 28, 28), 8), images).eval()
+    export_onnx(model, tmp_path / "decoder.onnx", images=images)
+    export_executorch(model, tmp_path / "decoder.pte", images=images)
+    runs = [load_artifact(tmp_path / name).run for name in ("decoder.onnx", "decoder.pte")]
+    codes = torch.randn(40, 1, 8)
+    first, second = (torch.cat([run(z)[0] for z in codes]) for run in runs)
+    assert (first - second).abs().max() < 1 / 255
+    with torch.no_grad():
+        assert (first - model.decode(codes[:, 0])).abs().max() < 1 / 255

@@ -7,9 +7,11 @@ import hashlib
 import pytest
 import torch
 
-from pyro_mvae import Quantize, export_onnx, load_model, save_model
+from pyro_mvae import VAE, Quantize, export_executorch, export_onnx, load_model, save_model
 from pyro_mvae._version import __version__
+from pyro_mvae.cli.export import in_pieces
 from pyro_mvae.environment import environment
+from pyro_mvae.export.delegation import delegation
 from pyro_mvae.export.manifest import describe, digest_of, write_manifest
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.search.student import calibrated
@@ -86,7 +88,24 @@ def test_a_program_of_floats_is_verified_as_such(checkpoints, tmp_path):
     """An ExecuTorch program does not say its precision, and its model is of integers: its manifest does."""
     words = [checkpoints / "int8.safetensors", tmp_path / "decoder.pte", "--precision", "float32"]
     run("export-executorch", *words)
-    assert ", float32, " in run("verify", tmp_path / "decoder.pte", "--against", words[0]).output
+    words = ["verify", tmp_path / "decoder.pte", "--against", words[0]]
+    assert ", float32, " in run(*words).output
+    (tmp_path / "manifest.json").write_text('{"name": "an app of the web"}')
+    assert ", int8, " in run(*words).output, "that is taken for what the model is"
+    assert ", float32, " in run(*words, "--precision", "float32").output
+
+
+def test_a_program_in_pieces_is_told(tmp_path):
+    """A file that its backend runs in one is not."""
+    decoder = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ELU(), torch.nn.Softplus(), torch.nn.Unflatten(1, (1, 8, 8)))
+    model = VAE((1, 8, 8), 4, decoder=decoder).eval()
+    export_executorch(model, tmp_path / "own.pte")
+    found = delegation((tmp_path / "own.pte").read_bytes())
+    assert found.outside
+    message = in_pieces(str(tmp_path / "own.pte"))
+    assert f"in {found.pieces} pieces for xnnpack, best is one; outside of them: {found.outside[0]}" in message
+    export_executorch(VAE((1, 8, 8), 4).eval(), tmp_path / "ours.pte")
+    assert in_pieces(str(tmp_path / "ours.pte")) is None
 
 
 def test_another_model_is_not_mixed_in(checkpoints, tmp_path):

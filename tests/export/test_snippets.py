@@ -1,6 +1,10 @@
 """`README.md` beside exported files: what it says is the manifest's; nobody else's is touched."""
 
+import json
+import math
 import re
+import shutil
+import subprocess
 
 import pytest
 
@@ -66,6 +70,72 @@ def test_sizes_and_names_are_the_files():
     assert "new OffscreenCanvas(24, 20)" in grey
     assert "0.587" in grey
     assert '{ z: new ort.Tensor("float32", given, [1, 7]) }' in code
+
+
+ORT = """
+export const calls = [];
+export class Tensor { constructor(type, data, dims) { Object.assign(this, { type, data, dims }); } }
+export const InferenceSession = {
+  create: async (path) => {
+    calls.push(path);
+    const names = ["loc", "scale", "image", "score"];
+    return { run: async (given) => Object.fromEntries(names.map((name) => [name, { data: given }])) };
+  },
+};
+"""
+CANVAS = """
+import { calls } from "onnxruntime-web";
+globalThis.OffscreenCanvas = class {
+  constructor(width, height) { this.pixels = { width, height }; }
+  getContext() {
+    const { width, height } = this.pixels;
+    const data = Uint8ClampedArray.from({ length: 4 * width * height }, (_, i) => 50 * (i % 4));
+    return { fillRect() {}, drawImage() {}, getImageData: () => ({ data }) };
+  }
+};
+const { $PART } = await import("./snippet.mjs");
+const given = $GIVEN;
+for (let turn = 0; turn < 2; turn++) {
+  const found = (await $PART(given)).map((data) => Object.values(data)[0]);
+  const seen = found.map(({ type, data, dims }) => [type, dims, data.length, Array.from(data.slice(-2))]);
+  console.log(JSON.stringify([calls, seen]));
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node to run JavaScript")
+@pytest.mark.parametrize("number", range(3))
+def test_javascript_runs(number, tmp_path):
+    """Against a runtime and a canvas that say what they were given: the file is loaded once, pixels lie channel by channel."""
+    part, shape, outputs = [("encoder", [1, 3, 20, 24], 2), ("decoder", [1, 7], 1), ("anomaly", [1, 1, 20, 24], 1)][number]
+    runtime = tmp_path / "node_modules/onnxruntime-web"
+    runtime.mkdir(parents=True)
+    (runtime / "package.json").write_text('{"name": "onnxruntime-web", "type": "module", "exports": "./index.js"}')
+    (runtime / "index.js").write_text(ORT)
+    (tmp_path / "snippet.mjs").write_text(snippets("javascript")[number])
+    given = "new Float32Array([1, 2, 3, 4, 5, 6, 7])" if len(shape) == 2 else "{ width: 40, height: 40 }"
+    (tmp_path / "run.mjs").write_text(CANVAS.replace("$PART", part).replace("$GIVEN", given))
+    shown = subprocess.run(["node", "run.mjs"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    grey = 0.587 * 50 + 0.114 * 100
+    last = {"encoder": [100, 100], "decoder": [6, 7], "anomaly": [pytest.approx(grey), pytest.approx(grey)]}[part]
+    for line in shown.splitlines():
+        calls, found = json.loads(line)
+        assert calls == [f"{part}.onnx"]
+        assert found == [["float32", shape, math.prod(shape), last]] * outputs
+    assert len(shown.splitlines()) == 2
+
+
+def test_files_are_loaded_once_and_in_the_version_they_were_verified_with():
+    for text in snippets("swift"):
+        assert text.index("private let loaded") < text.index("func ")
+        assert text.count("MLModel(contentsOf") == 1
+    for text in snippets("kotlin"):
+        assert "private val module = Module.load(path, Module.LOAD_MODE_FILE, 1)" in text
+        assert "module.destroy()" in text
+    versions = {"executorch": "1.2", "onnxruntime": "3.4"}
+    page = readme({"model": {"class": "VAE"}, "files": [{**each, "versions": versions} for each in FILES]})
+    assert "`decoder.pte`, with `org.pytorch:executorch-android` of Maven, 1.2 here." in page
+    assert "`decoder.onnx`, with `onnxruntime-web` of npm, 3.4 here." in page
 
 
 def test_what_a_file_asks_of_where_it_runs_is_said():

@@ -9,7 +9,7 @@ import torch
 from pyro_mvae import VAE, Quantize, benchmark, load_model, save_model
 from pyro_mvae.export.manifest import part_macs
 from pyro_mvae.latency import benchmark as module_function
-from pyro_mvae.latency import checkpoints, read_benchmark, regressions
+from pyro_mvae.latency import checkpoints, only_in_one, read_benchmark, regressions
 from pyro_mvae.latency.footprint import Footprint, footprint
 from pyro_mvae.latency.peaks import Peaks
 from pyro_mvae.latency.peers import peers
@@ -101,9 +101,13 @@ def test_what_became_slower_is_marked(folder, no_footprints):
     for row in held["rows"]:
         if row["name"] == "decoder.pte":
             row["p50_us"] /= 10
+        if row["name"] == "encoder.pte":
+            row["name"] = "renamed.pte"
     (folder / "before.json").write_text(json.dumps(held))
     result = run("benchmark", folder, "--no-peers", *FEW, "--compare", folder / "before.json", code=4)
     assert "slower: decoder.pte" in result.stderr
+    assert "new, not compared: encoder.pte" in result.stderr
+    assert "gone, not compared: renamed.pte" in result.stderr
     before = (folder / "benchmark.json").read_bytes()
     words = ["benchmark", folder, "--no-peers", *FEW, "--compare"]
     assert "is what is to be compared with" in run(*words, folder / "benchmark.json", code=2).stderr
@@ -123,6 +127,10 @@ def test_a_slower_machine_is_no_regression():
     assert regressions(twice, noisy) == {}, "beyond what rounds differ by themselves?"
     slightly = {**before, "rows": [{**row, "p50_us": 104.0}]}
     assert regressions(slightly, before) == {}
+    renamed = {**before, "rows": [{**row, "name": "b"}]}
+    with pytest.raises(ValueError, match="no file was timed in both runs, the earlier one has: a"):
+        regressions(renamed, before)
+    assert only_in_one(renamed, before) == {"new": ["b"], "gone": ["a"]}
     with pytest.raises(ValueError, match="another processor"):
         regressions({**before, "environment": {"cpu": "other"}}, before)
 
@@ -148,6 +156,7 @@ def test_files_that_are_not_as_noted(folder, harm, message):
         (["--seconds", "-1"], "seconds is -1.0"),
         (["--compare", "nowhere.json"], "no figures at nowhere.json"),
         (["--model", "old"], "expected NAME=CHECKPOINT"),
+        (["--no-peers", "--model", "old=old.safetensors"], "--model gives a peer, and --no-peers leaves peers out"),
     ],
 )
 def test_settings_that_can_not_be(folder, words, message):

@@ -19,7 +19,9 @@ from pyro_mvae import VAE, load_model, save_model
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Data, Split
 from pyro_mvae.evaluate.cost import num_macs
+from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.inference.checkpoint import read
+from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.nets.quantized import is_quantized
 from pyro_mvae.search import Budget, BudgetError, Cost, cost_of, miniaturize, pace
 from pyro_mvae.search.miniaturize import with_held_out
@@ -64,7 +66,10 @@ def test_a_budget_says_what_is_over_it_and_how_near_one_can_come():
     ]
     assert [list(budget.over(point)) for point in points] == [["latency_us"], ["kb"], ["nll_loss"], ["latency_us", "nll_loss"]]
     # on each axis the best among those that are within the others
-    assert budget.nearest(points) == {"kb": 40.0, "latency_us": 120.0, "nll_loss": 3.0}
+    assert budget.nearest(points) == {"kb": points[1], "latency_us": points[0], "nll_loss": points[2]}
+    nothing = Budget(kb=10, macs=1000).unmet([{"kb": 30.0, "macs": 5000}, {"kb": 40.0, "macs": 3000}])
+    assert "10 KB (nearest: 30 KB with 5,000 multiply-adds), 1,000 multiply-adds (nearest: 3,000" in str(nothing)
+    assert nothing.nearest == {"kb": 30.0, "macs": 3000}
     assert "30 KB (nearest: 40 KB), 100 µs (nearest: 120 µs), 1 nats of NLL lost (nearest: 3" in str(budget.unmet(points))
     with pytest.raises(ValueError, match="budget is empty"):
         Budget()
@@ -234,6 +239,125 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
         miniaturize(teacher, data, **arguments)
 
 
+def quick(data, out, **more):
+    """What a search of half a second is given."""
+    return {"data": data, "budget": Budget(kb=45), "minutes": 0.01, "nll_samples": 2, "latent_dims": (4,), "out": out, **more}
+
+
+@pytest.fixture
+def paced(monkeypatch):
+    """Epochs that take as long as is said, so that every run has the same students, and few of them."""
+    monkeypatch.setattr(pace, "seconds_an_epoch", lambda plan, *given: SECONDS[plan.net] / 4)
+    plans = sys.modules["pyro_mvae.search.plans"]
+    for name, few in {"SHARES": (1.0,), "CONV_DEPTHS": (2,), "CONV_HIDDEN": ((1, 1.0),)}.items():
+        monkeypatch.setattr(plans, name, few)
+
+
+def test_what_was_interrupted_in_a_round_goes_on_there(data, tmp_path, cheap, paced, monkeypatch):
+    rounds = sys.modules["pyro_mvae.search.rounds"]
+    teacher, trained, done = MODELS["VAE"]((1, 16, 16)).eval(), rounds.trained, []
+
+    def interrupted(plan, rung, *more):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append((plan.name, rung))
+        return trained(plan, rung, *more)
+
+    whole = miniaturize(teacher, **quick(data, tmp_path / "whole"))
+    monkeypatch.setattr(rounds, "trained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        miniaturize(teacher, **quick(data, tmp_path / "cut"))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut/candidates").glob("*-0.json")}
+    assert len(kept) == 2
+    monkeypatch.setattr(rounds, "trained", trained)
+    found = miniaturize(teacher, **quick(data, tmp_path / "cut"))
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert found.name == whole.name
+    pd.testing.assert_frame_equal(found.table, whole.table)
+
+
+def test_a_student_that_comes_to_no_numbers_is_left_out(data, tmp_path, cheap, paced, monkeypatch, caplog):
+    rounds = sys.modules["pyro_mvae.search.rounds"]
+    teacher, trained = MODELS["VAE"]((1, 16, 16)).eval(), rounds.trained
+
+    def diverging(kinds):
+        def attempt(plan, *more):
+            if plan.net in kinds:
+                raise FloatingPointError("the loss is nan")
+            return trained(plan, *more)
+
+        return attempt
+
+    monkeypatch.setattr(rounds, "trained", diverging({"mobile"}))
+    found = miniaturize(teacher, **quick(data, tmp_path / "some"))
+    assert "mobile" not in set(found.table["net"])
+    assert re.search("student mobile-.*: the loss is nan", caplog.text)
+    monkeypatch.setattr(rounds, "trained", diverging(set(SECONDS)))
+    with pytest.raises(FloatingPointError, match=r"no student could be trained: mobile-.*: the loss is nan; conv-"):
+        miniaturize(teacher, **quick(data, tmp_path / "none"))
+
+
+def test_two_processes_find_what_one_does(data, tmp_path, cheap, paced):
+    teacher = MODELS["VAE"]((1, 16, 16)).eval()
+    found = miniaturize(teacher, **quick(data, tmp_path / "two", processes=2))
+    assert found.table["rounds"].max() == 3
+    last = found.table[found.table["rounds"] == 3].iloc[0]
+    assert (0 < last["rounding_left"] < 1.1, last["rounding_weight"] > 0) == (True, True)
+    again = miniaturize(teacher, **quick(data, tmp_path / "two"))
+    assert again.name == found.name
+    with pytest.raises(ValueError, match="processes is 0, expected a whole number, 1 or more"):
+        miniaturize(teacher, **quick(data, tmp_path / "zero", processes=0))
+
+
+class Proportional(LatencyTable):
+    """A machine that computes two multiply-adds a nanosecond."""
+
+    def estimate(self, model):
+        return num_macs(model) / 2000
+
+
+def test_students_are_within_a_latency_by_a_machines_table(data, tmp_path, cheap, paced):
+    teacher = MODELS["VAE"]((1, 16, 16)).eval()
+    table = Proportional(tmp_path / "table.json")
+    found = miniaturize(teacher, **quick(data, None, budget=Budget(latency_us=40), latency_table=table))
+    assert found.table["macs"].max() <= 80_000
+    with pytest.raises(BudgetError, match=r"5 µs \(nearest: 10 µs\)"):  # what files of `cheap` take
+        miniaturize(teacher, **quick(data, None, budget=Budget(latency_us=5), latency_table=table))
+
+
+def test_without_a_bound_on_costs_the_smallest_files_that_lose_no_more_are_taken(data, tmp_path, cheap, paced):
+    teacher = MODELS["VAE"]((1, 16, 16)).eval()
+    found = miniaturize(teacher, **quick(data, None, budget=Budget(nll_loss=1000.0)))
+    best = found.table[found.table["chosen"]].iloc[0]
+    assert best["kb"] == found.table.loc[found.table["within"], "kb"].min() < found.table["kb"].max()
+
+
+def test_sizes_of_codes_and_bits_are_searched(data, tmp_path, cheap, paced, monkeypatch):
+    teacher = MODELS["VAE"]((1, 16, 16)).eval()
+    monkeypatch.setattr(sys.modules["pyro_mvae.search.teachers"], "fitting_latents", lambda *given: 4)
+    more = {"latent_dims": (4, 2), "weight_bits": (8, 4), "minutes": 0.015}
+    found = miniaturize(teacher, **quick(data, tmp_path / "small", **more))
+    tried = set(zip(found.table["latent_dim"], found.table["weight_bits"], strict=True))
+    assert tried == {(4, 8), (2, 8), (4, 4), (2, 4)}
+    assert found.model.latent_dim == found.table.loc[found.table["chosen"], "latent_dim"].item()
+    assert load_model(tmp_path / "small/candidates/teacher-z2.safetensors").latent_dim == 2
+    for row in found.table.itertuples():
+        student = load_model(tmp_path / f"small/candidates/{row.name}.safetensors")
+        assert student.latent_dim == row.latent_dim
+        assert f"weight_bits={row.weight_bits}" in student.passes[-1]
+
+
+def test_what_a_search_is_told_is_checked(data):
+    teacher = MODELS["VAE"]((1, 16, 16))
+    for wrong, message in (
+        ({"distill": -1.0}, "distill is -1"),
+        ({"seed": -3}, "seed is -3"),
+        ({"minutes": 0.0}, "minutes is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            miniaturize(teacher, **quick(data, None, **wrong))
+
+
 def test_codes_that_no_teacher_has_leave_nothing_behind(data, tmp_path):
     for name, size in (("VAE", 5), ("VQVAE", 2)):
         with pytest.raises(ValueError, match=f"latent_dims has {size}, expected 4 at most"):
@@ -262,9 +386,14 @@ def test_command(tmp_path, cheap):
     words = ["miniaturize", vae, "--data", pictures, "--minutes", 0.001, "--nll-samples", 1, "--latent-dim", 4]
     line = mistake(*words, "--budget-kb", 3, "--out", tmp_path / "none", code=3)
     assert re.search(r"budget can't be met: 3 KB \(nearest: \d+\.\d+ KB\)", line)
-    text = run(*words, "--budget-kb", 30, "--processes", 1, "--out", out).stdout
-    assert f"{out / 'student.safetensors'} is " in text
-    assert {"student.safetensors", "pareto.csv", "pareto.html", "candidates"} <= {path.name for path in out.iterdir()}
+    bounds = ["--max-macs", 1e9, "--max-nll-loss", 1e6]
+    text = run(*words, "--budget-kb", 30, *bounds, "--processes", 1, "--out", out).stdout
+    student = load_model(out / "student.safetensors")
+    kb = sum((out / f"{part}.pte").stat().st_size for part in ("encoder", "decoder")) / 1000
+    assert f"{kb:.4g} KB of 30 KB, {num_macs(student):,} multiply-adds of 1,000,000,000 multiply-adds" in text
+    kept = {"student.safetensors", "pareto.csv", "pareto.html", "candidates", "manifest.json", "README.md"}
+    assert kept <= {path.name for path in out.iterdir()}
+    assert {entry["sha256"] for entry in describe(out)["files"]} == {digest_of(out / f"{p}.pte") for p in ("encoder", "decoder")}
     assert "search with budget" in mistake(*words, "--budget-kb", 31, "--out", out)
     assert "budget is empty" in mistake(*words, "--out", tmp_path / "empty")
 
