@@ -28,6 +28,8 @@ from pyro_mvae.nets.quantized import is_quantized
 logger = logging.getLogger(__name__)
 
 PICTURES = ("arrays", "images")
+COMPUTED = "FLOAT16"
+"""What is computed in where no integers are."""
 COLOURS = {1: "GRAYSCALE", 3: "RGB"}
 OWN_FIELDS = ("author", "license", "version")
 DESCRIPTIONS = {
@@ -196,7 +198,7 @@ def convert(
             inputs=[described(graph.input, as_image, shape=shape_of(graph, batch_sizes))],
             outputs=[described(name, as_image) for name in graph.outputs],
             minimum_deployment_target=getattr(ct.target, target),
-            compute_precision=ct.precision.FLOAT16,
+            compute_precision=ct.precision[COMPUTED],
             pass_pipeline=passes,
             skip_model_load=True,
         )
