@@ -236,7 +236,7 @@ def test_levels_as_coarse_as_a_tenth_of_a_pixel_are_the_same_ones_in_executorch(
 def test_all_formats_compute_the_same_integers(part, bits, images, tmp_path, monkeypatch):
     """Core ML's with the floats between them in float32: in float16 it differs by what float16 rounds.
 
-    onnxruntime multiplies scales in another order, so that a product halfway between two integers may fall on either.
+    It and onnxruntime multiply scales in another order, so that what is halfway between two integers may fall on either.
     """
     monkeypatch.setattr(sys.modules["pyro_mvae.export.coreml"], "COMPUTED", "FLOAT32")
     model = Quantize(weight_bits=bits)(having_seen(MODELS["VAE"]((1, 16, 16)), images), images).eval()
@@ -246,7 +246,7 @@ def test_all_formats_compute_the_same_integers(part, bits, images, tmp_path, mon
         (export_coreml, ".mlpackage", {"precision": "int8"}),
     ):
         found = export(model, tmp_path / f"{part}{suffix}", part=part, images=images, **more)
-        assert found.max_abs_diff < (1e-3 if suffix == ".onnx" else 1e-5), suffix
+        assert found.max_abs_diff < (1e-5 if suffix == ".pte" else 1e-3), suffix
         assert found.psnr_db > 90, suffix
 
 
