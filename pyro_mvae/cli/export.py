@@ -162,7 +162,9 @@ def verify(*, artifact: str, checkpoint: str | None, data: str | None, precision
 
 
 def show(result: pyro_mvae.Verification) -> None:
+    rounded = result.rounding_psnr_db
+    costs = "" if rounded is None else f"; rounding its weights leaves {rounded:.1f} dB against float32"
     click.echo(
         f"{result.path}: {result.part}, {result.precision}, {result.bytes:,} bytes; "
-        f"differs from PyTorch by at most {result.max_abs_diff:.1e}, PSNR {result.psnr_db:.1f} dB"
+        f"differs from PyTorch by at most {result.max_abs_diff:.1e}, PSNR {result.psnr_db:.1f} dB{costs}"
     )

@@ -115,7 +115,7 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
     graph = capture(model, verification.part, precision=verification.precision)
     facts = asdict(verification)
     path = Path(facts.pop("path"))
-    verified = {name: facts.pop(name) for name in ("max_abs_diff", "psnr_db")}
+    verified = {name: facts.pop(name) for name in ("max_abs_diff", "psnr_db", "rounding_psnr_db")}
     verified["images"] = facts.pop("num_images")
     asked: dict[str, Callable[[Path], dict[str, Any]]] = {
         "coreml": needs,

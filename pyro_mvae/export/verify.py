@@ -20,6 +20,7 @@ from pyro_mvae.models import VAE
 from pyro_mvae.nets.quantized import is_quantized
 
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "palettized": 1e-2, "int4": 1e-2, "int8": 5e-2}
+ROUNDED = ("int8", "int4")
 LEAST_PSNR = 40.0
 HIGHEST_PSNR = 200.0  # what equal outputs are reported as: JSON has no infinity
 NUM_IMAGES = 64
@@ -31,7 +32,9 @@ class Verification:
 
     `max_abs_diff` and `psnr_db` are the worst of the file's outputs, in units of the output's range: [0, 1] for pixels, and from
     the smallest to the largest value over the images compared for `loc` and `scale`. `function` is the name of what was compared
-    of a Core ML package that has several, `pictures` what an app sees pictures as, "arrays" or "images".
+    of a Core ML package that has several, `pictures` what an app sees pictures as, "arrays" or "images". `rounding_psnr_db` is
+    what rounding the weights of a model of floats costs: the PSNR of PyTorch at the file's precision against PyTorch in float32;
+    None where no more is rounded than in the model itself.
     """
 
     path: str
@@ -45,6 +48,7 @@ class Verification:
     pictures: str = "arrays"
     batch_sizes: tuple[int, ...] = (1,)
     num_images: int = NUM_IMAGES
+    rounding_psnr_db: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +162,25 @@ def verify(
     found = []
     for size in artifact.batch_sizes:
         x = inputs[torch.arange(-(-len(inputs) // size) * size) % len(inputs)]  # as many whole batches as all of them take
-        expected = [torch.cat(output) for output in zip(*(reference(each) for each in x.split(1)), strict=True)]
-        got = [torch.cat(output) for output in zip(*(artifact.run(each) for each in x.split(size)), strict=True)]
+        expected = outputs_of(reference, x)
+        got = outputs_of(artifact.run, x, size=size)
         found.append(compare(path, reference, got, expected))
-    worst, psnr = max(difference for difference, _ in found), min(noise for _, noise in found)
+    worst, psnr = max(most for most, _ in found), min(noise for _, noise in found)
     facts = (artifact.format, artifact.part, precision, size_of(path), worst, psnr, function)
-    return Verification(str(path), *facts, artifact.pictures, artifact.batch_sizes, num_images=len(inputs))
+    rounding = rounding_psnr(model, reference, inputs) if precision in ROUNDED and not is_quantized(model) else None
+    return Verification(str(path), *facts, artifact.pictures, artifact.batch_sizes, len(inputs), rounding)
+
+
+def outputs_of(run: Callable[[Tensor], Sequence[Tensor]], x: Tensor, *, size: int = 1) -> list[Tensor]:
+    """What a function makes of so many at a time, put together."""
+    return [torch.cat(output) for output in zip(*(run(each) for each in x.split(size)), strict=True)]
+
+
+def rounding_psnr(model: VAE, reference: Capture, inputs: Tensor) -> float:
+    """The lowest PSNR over the outputs of a graph with rounded weights, against the same in float32."""
+    floats = capture(model, reference.part, precision="float32")
+    pairs = zip(reference.outputs, outputs_of(reference, inputs), outputs_of(floats, inputs), strict=True)
+    return min(difference(name, ours, theirs)[1] for name, ours, theirs in pairs)
 
 
 @dataclass(frozen=True)
@@ -213,20 +230,24 @@ def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: S
     tolerance = TOLERANCES[reference.precision]
     worst, lowest = 0.0, HIGHEST_PSNR
     for name, ours, theirs in zip(reference.outputs, got, expected, strict=True):
-        span = 1.0 if name in ("image", "picture") else span_of(theirs)
-        error = (ours - theirs) / span
-        difference, noise = float(error.abs().max()), float(error.square().mean())
-        psnr = min(-10 * math.log10(noise), HIGHEST_PSNR) if noise > 0 else HIGHEST_PSNR
-        if not difference <= tolerance:
+        most, psnr = difference(name, ours, theirs)
+        if not most <= tolerance:
             raise ValueError(
-                f"{path}: output {name!r} differs from PyTorch by {difference:.4g}, {reference.precision} allows {tolerance:g}"
+                f"{path}: output {name!r} differs from PyTorch by {most:.4g}, {reference.precision} allows {tolerance:g}"
             )
         if not psnr >= LEAST_PSNR:
             raise ValueError(
                 f"{path}: output {name!r} has a PSNR of {psnr:.1f} dB against PyTorch, at least {LEAST_PSNR:g} are asked for"
             )
-        worst, lowest = max(worst, difference), min(lowest, psnr)
+        worst, lowest = max(worst, most), min(lowest, psnr)
     return worst, lowest
+
+
+def difference(name: str, ours: Tensor, theirs: Tensor) -> tuple[float, float]:
+    """The largest difference between two outputs, in units of their range, and the PSNR."""
+    error = (ours - theirs) / (1.0 if name in ("image", "picture") else span_of(theirs))
+    most, noise = float(error.abs().max()), float(error.square().mean())
+    return most, min(-10 * math.log10(noise), HIGHEST_PSNR) if noise > 0 else HIGHEST_PSNR
 
 
 def written(

@@ -12,6 +12,7 @@ from pyro_mvae.compress import Palettize
 from pyro_mvae.evaluate.cost import num_params
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.mil import MilProgram
+from pyro_mvae.export.verify import inputs_for
 from pyro_mvae.nets.blockwise import block_size, in_blocks
 from tests.catalog import MODELS
 from tests.seen import having_seen
@@ -29,6 +30,23 @@ def test_blocks_of_4_bits_are_what_a_package_holds(name, images, tmp_path):
     assert not torch.equal(
         *(capture(model, "decoder", precision=each).module.net.body[-1].weight for each in ("int4", "float16"))
     )
+
+
+def test_what_rounding_costs_is_said(images, tmp_path):
+    """By PyTorch in two precisions; nothing of what is rounded in the model itself, or not at all."""
+    model = having_seen(MODELS["VAE"]((1, 16, 16)), images)
+    found = {
+        precision: export_coreml(model, tmp_path / f"{precision}.mlpackage", precision=precision, images=images)
+        for precision in ("float16", "int8", "int4")
+    }
+    assert found["float16"].rounding_psnr_db is None
+    assert found["int4"].rounding_psnr_db < found["int8"].rounding_psnr_db - 10
+    codes = inputs_for("decoder", model, images)
+    with torch.no_grad():
+        exact, rounded = (capture(model, "decoder", precision=each)(codes)[0] for each in ("float32", "int4"))
+    assert found["int4"].rounding_psnr_db == pytest.approx(-10 * (rounded - exact).square().mean().log10().item(), abs=1e-3)
+    small = Quantize()(model, images).eval()
+    assert export_coreml(small, tmp_path / "small.mlpackage", precision="int8", images=images).rounding_psnr_db is None
 
 
 def test_blocks_of_4_bits_take_a_quarter(images, tmp_path):
