@@ -36,7 +36,6 @@ from pyro_mvae.search.student import folded
 RUNS = Path(__file__).parent / "runs"
 SMALLER, FEWER_MACS, TENTH = 50, 30, 10
 SAMPLES = 25
-CODES = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Case:
     """A data set, its teacher, and how long things are trained on it.
 
     `fit` is of what is trained from scratch, `more` the epochs after a pass, `rounding` those with rounding, `minutes` of each
-    search, `sparse` the threshold and λ of (21).
+    search, `sparse` the threshold and λ of (21), `codes` how many are drawn in the last round of a search for fewer multiply-adds.
     """
 
     option: str
@@ -59,6 +58,7 @@ class Case:
     rounding: int
     minutes: Mapping[str, float]
     sparse: tuple[float, float]
+    codes: int
 
 
 CASES = {
@@ -75,6 +75,7 @@ CASES = {
         rounding=2,
         minutes={"size": 55, "tenth": 35, "macs": 60, "search": 60},
         sparse=(0.5, 0.5),
+        codes=5,
     ),
     "emoji": Case(
         option="--emoji",
@@ -89,6 +90,7 @@ CASES = {
         rounding=4,
         minutes={"size": 20, "tenth": 20, "macs": 20, "search": 20},
         sparse=(1.0, 2.0),
+        codes=1,
     ),
 }
 
@@ -155,16 +157,16 @@ def calls(model: VAE, paths: Mapping[str, Path], images: Tensor) -> Callable[[],
 def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:
     """The student that the search of a name finds: within the bound that it is called by, or, "search", within both.
 
-    "size" is a fiftieth of the bytes, "tenth" a tenth of the multiply-adds, "macs" a thirtieth. Where there are so few, encoders
-    say little, and the last student is trained on the bound of several codes.
+    "size" is a fiftieth of the bytes, "tenth" a tenth of the multiply-adds, "macs" a thirtieth. With so few, encoders of digits
+    say little, and the last student is trained on the bound of several codes; those of colour pictures say enough.
     """
     teacher, case = subject.teacher, subject.case
     kb, macs = float_bytes(teacher) / SMALLER / KB, num_macs(teacher)
     budget, samples = {
         "size": (Budget(kb=kb), 1),
         "tenth": (Budget(macs=macs / TENTH), 1),
-        "macs": (Budget(macs=macs / FEWER_MACS), CODES),
-        "search": (Budget(kb=kb, macs=macs / FEWER_MACS), CODES),
+        "macs": (Budget(macs=macs / FEWER_MACS), case.codes),
+        "search": (Budget(kb=kb, macs=macs / FEWER_MACS), case.codes),
     }[name]
     how: dict[str, Any] = {"minutes": case.minutes[name], "importance_samples": samples}
     out = RUNS / f"compress-{name}-{subject.name}"

@@ -93,7 +93,7 @@ def test_onnxruntime_gets_large_dense_layers_as_convolutions_of_integers(shape, 
 
 
 def test_files_of_two_runtimes_give_the_same_pixels(tmp_path):
-    """Within one level of 255, as a picture is shown in, but for ties: what is halfway between two integers may fall on either."""
+    """Within one level of 255, as a picture is shown in, but for ties: halfway between two integers either may be taken."""
     torch.manual_seed(0)
     images = torch.randint(256, (32, 1, 28, 28), dtype=torch.uint8)
     model = Quantize()(VAE((1, 28, 28), 8), images).eval()
