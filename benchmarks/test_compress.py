@@ -43,7 +43,7 @@ class Case:
     """A data set, its teacher, and how long things are trained on it.
 
     `fit` is of what is trained from scratch, `more` the epochs after a pass, `rounding` those with rounding, `minutes` of each
-    search, `sparse` the threshold and λ of (21), `codes` how many are drawn in the last round of a search for fewer multiply-adds.
+    search, `sparse` the threshold and λ of (21), `codes` how many are drawn in the last round of a search for multiply-adds.
     """
 
     option: str
