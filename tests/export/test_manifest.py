@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
-from pyro_mvae import VAE, Quantize, export_executorch, export_onnx, load_model, save_model
+from pyro_mvae import VAE, Quantize, export_coreml, export_executorch, export_onnx, load_model, save_model
 from pyro_mvae._version import __version__
 from pyro_mvae.cli.export import in_pieces
+from pyro_mvae.compress import Palettize
 from pyro_mvae.environment import environment
 from pyro_mvae.export.delegation import delegation
-from pyro_mvae.export.manifest import describe, digest_of, write_manifest
+from pyro_mvae.export.manifest import describe, digest_of, part_macs, write_manifest
+from pyro_mvae.export.mil import MilProgram
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.search.student import calibrated
 from tests.catalog import EXPORTERS, MODELS
@@ -29,6 +33,17 @@ def checkpoints(tmp_path_factory):
         save_model(folder / f"{name}.safetensors", MODELS[name]((1, 16, 16)).eval())
     save_model(folder / "int8.safetensors", calibrated(Quantize()(MODELS["MVAE"]((1, 16, 16)))))
     return folder
+
+
+def names_in(path, entry):
+    """What inputs and outputs are called in a file; programs of ExecuTorch call them nothing."""
+    if path.suffix == ".pte":
+        return ([each["name"] for each in entry["inputs"]], [each["name"] for each in entry["outputs"]])
+    if path.suffix == ".onnx":
+        graph = onnx.load(path).graph
+        return [each.name for each in graph.input], [each.name for each in graph.output]
+    program = MilProgram.load(path)
+    return list(program.inputs), list(program.outputs)
 
 
 @pytest.mark.parametrize("name", ["VAE", "VQVAE", "int8"])
@@ -51,6 +66,14 @@ def test_every_file_is_as_the_manifest_says(name, checkpoints, tmp_path):
         outputs = artifact.run(torch.zeros(artifact.input_shape))
         assert [output["shape"] for output in entry["outputs"]] == [list(output.shape) for output in outputs]
         assert all(tensor["meaning"] for tensor in entry["inputs"] + entry["outputs"])
+        assert ([each["name"] for each in entry["inputs"]], [each["name"] for each in entry["outputs"]]) == names_in(path, entry)
+        assert entry["bytes"] == sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+        assert entry["macs"] == part_macs(load_model(checkpoint), entry["part"])
+        assert {each["type"] for each in entry["inputs"] + entry["outputs"]} == {"float16" if path.is_dir() else "float32"}
+        for each, values in zip(entry["outputs"], outputs, strict=True):
+            low, high = each["range"] or (None, None)
+            assert low is None or low <= values.min()
+            assert high is None or values.max() <= high
         assert entry["verified"]["psnr_db"] >= 40
         assert (entry["latency"] is None) == (entry["format"] == "coreml")
         assert entry["latency"] is None or 0 < entry["latency"]["p50_us"] <= entry["latency"]["p90_us"]
@@ -148,6 +171,24 @@ def test_the_manifest_says_how_many_images_were_compared(checkpoints, tmp_path):
     images = torch.randint(0, 256, (3, *model.image_shape), dtype=torch.uint8)
     write_manifest(tmp_path, model, [export_onnx(model, tmp_path / "encoder.onnx", part="encoder", images=images)])
     assert describe(tmp_path)["files"][0]["verified"]["images"] == 3
+
+
+@pytest.mark.parametrize(
+    ("made", "more"),
+    [
+        (Palettize(bits=2), {"precision": "palettized"}),
+        (None, {"precision": "int4"}),
+        (None, {"precision": "int8", "pictures": "images"}),
+        (None, {"batch_sizes": (1, 4)}),
+    ],
+    ids=["palettized", "int4", "images", "batches"],
+)
+def test_the_same_model_gives_the_same_package(made, more, tmp_path):
+    torch.manual_seed(0)
+    model = MODELS["MVAE"]((1, 16, 16)).eval()
+    model = made(model) if made else model
+    digests = [digest_of(Path(export_coreml(model, tmp_path / f"{turn}.mlpackage", **more).path)) for turn in range(2)]
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize("quantized", [False, True])

@@ -7,14 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyro_mvae import examine, export_coreml, export_coreml_functions, load_model, save_model, verify
+from pyro_mvae import examine, export_coreml, export_coreml_functions, export_executorch, load_model, save_model, verify
 from pyro_mvae.export._quiet import import_quietly, quiet
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.export.mil import MilProgram, evaluate_mlpackage, functions_of
+from pyro_mvae.export.packages import WRONG_PASSES
 from pyro_mvae.export.verify import load_artifact
 from tests.commands import run
 
 ct = import_quietly("coremltools")
+PassPipelineManager = import_quietly("coremltools.converters.mil.mil.passes.pass_pipeline").PassPipelineManager
 PARTS = ("encoder", "decoder", "reconstruct", "anomaly")
 
 
@@ -61,6 +63,11 @@ def test_commands(models, tmp_path):
     save_model(checkpoint, models["float16"])
     words = ("export-coreml", checkpoint, path, "--part", "encoder", "--part", "decoder", "--about", "author=somebody")
     assert run(*words).output.count("differs from PyTorch") == 2
+    description = ct.utils.load_spec(str(path)).description
+    assert description.metadata.author == "somebody"
+    for function in description.functions:
+        assert function.input[0].shortDescription.startswith("pixels, raw" if function.name == "encoder" else "a code")
+    assert {function.name for function in description.functions} == {"encoder", "decoder"}
     assert [(entry["path"], entry["function"]) for entry in describe(tmp_path)["files"]] == [
         ("both.mlpackage", "decoder"),
         ("both.mlpackage", "encoder"),
@@ -73,6 +80,24 @@ def test_commands(models, tmp_path):
     assert "expected NAME=TEXT" in run(*words[:3], "--about", "author", "--overwrite", code=2).stderr
     assert "give --against" in run("verify", checkpoint, code=2).stderr
     assert load_model(checkpoint)
+
+
+@pytest.mark.parametrize("backend", [None, "coreml"], ids=["package", "program"])
+def test_the_pass_that_fuses_wrong_is_left_out(backend, models, tmp_path, monkeypatch):
+    """Of every conversion, whoever starts it."""
+    seen, apply = [], PassPipelineManager.apply_pipeline
+
+    def spy(prog, pass_pipeline):
+        seen.append(set(pass_pipeline.passes))
+        return apply(prog, pass_pipeline)
+
+    monkeypatch.setattr(PassPipelineManager, "apply_pipeline", spy)
+    if backend:
+        export_executorch(models["int8"], tmp_path / "decoder.pte", backend=backend)
+    else:
+        export_coreml(models["int8"], tmp_path / "decoder.mlpackage", precision="int8")
+    assert any("common::const_elimination" in passes for passes in seen)
+    assert not [passes for passes in seen if passes & set(WRONG_PASSES)]
 
 
 def test_what_xcode_shows(models, tmp_path):
