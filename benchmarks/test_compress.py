@@ -177,7 +177,7 @@ def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:
 
 
 def test_compress_ablation(subject, record, tmp_path):
-    """Each pass alone, and all together, from one teacher: size, multiply-adds, likelihood, pictures, latency."""
+    """Each pass alone, all one after another, and what the search finds, from one teacher: costs, likelihood, pictures, latency."""
     case, data, teacher = subject.case, subject.data, subject.teacher
     lesson = [penalties.Distill(1.0, folded(teacher))]
     threshold, weight = case.sparse
@@ -193,7 +193,8 @@ def test_compress_ablation(subject, record, tmp_path):
         "sparse": subject.fitted(
             "sparse", SparseCode(threshold)(teacher), epochs=case.more, penalties=[penalties.Sparse(weight)]
         ),
-        "together": small,
+        "together": together(subject),
+        "searched": small,
     }
     costs = {name: files(model, tmp_path / name) for name, model in models.items()}
     with one_core():
@@ -227,6 +228,19 @@ def test_compress_ablation(subject, record, tmp_path):
     }
     how = {"fit": case.fit, "more": case.more, "rounding": case.rounding, "search": about}
     record(f"compress-ablation-{subject.name}", {**figures, "nll_samples": SAMPLES, "how": how, "rows": rows})
+
+
+def together(subject: Subject) -> VAE:
+    """What was shrunk and distilled, with a quarter of its channels and all idle units pruned, its codes sparse, in int8."""
+    case, images = subject.case, subject.data.train.images
+    threshold, weight = case.sparse
+    model = subject.fitted("distil", case.shrink(subject.teacher), penalties=[penalties.Distill(1.0, folded(subject.teacher))])
+    model = subject.fitted("together-pruned", PruneChannels(0.25)(model), epochs=case.more)
+    model = subject.fitted("together-latents", PruneLatents()(model, images), epochs=1)
+    model = subject.fitted(
+        "together-sparse", SparseCode(threshold)(model), epochs=case.more, penalties=[penalties.Sparse(weight)]
+    )
+    return subject.fitted("together", Quantize()(model), epochs=case.rounding, lr=case.fit["lr"] / 8)
 
 
 @pytest.mark.parametrize("bound", ["size", "tenth", "macs"])
