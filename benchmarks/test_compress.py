@@ -177,7 +177,7 @@ def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:
 
 
 def test_compress_ablation(subject, record, tmp_path):
-    """Each pass alone, all one after another, and what the search finds, from one teacher: costs, likelihood, pictures, latency."""
+    """Each pass alone, all in turn, and what the search finds, from one teacher: costs, likelihood, pictures, latency."""
     case, data, teacher = subject.case, subject.data, subject.teacher
     lesson = [penalties.Distill(1.0, folded(teacher))]
     threshold, weight = case.sparse
