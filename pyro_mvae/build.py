@@ -230,10 +230,8 @@ def about(vae: VAE, nll: NLL) -> dict[str, Any]:
 
 def about_file(out: Path, item: Verification, latency: dict[str, float] | None) -> dict[str, Any]:
     """The report's entry for a file: what verifying found, and its latency where this machine can run it."""
-    entry: dict[str, Any] = {**asdict(item), "path": str(Path(item.path).relative_to(out)), "p50_us": None, "p90_us": None}
-    for name in ("function", "pictures", "batch_sizes", "num_images"):  # the same for all files of a build
-        del entry[name]
-    return entry | (latency or {})
+    found = {name: getattr(item, name) for name in ("format", "part", "precision", "bytes", "max_abs_diff", "psnr_db")}
+    return {"path": str(Path(item.path).relative_to(out)), **found, "p50_us": None, "p90_us": None, **(latency or {})}
 
 
 def check_empty(out: Path, *, overwrite: bool) -> None:
