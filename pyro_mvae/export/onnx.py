@@ -75,13 +75,14 @@ def stripped(proto: Any) -> Any:
 def folded(proto: Any) -> Any:
     """A model whose zero points are numbers: the exporter leaves those of many channels as a cast of others."""
     onnx = import_quietly("onnx")
-    numbers = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in [node for node in proto.graph.node if node.op_type == "Cast" and node.input[0] in numbers]:
+    numbers, outputs = {tensor.name: tensor for tensor in proto.graph.initializer}, {each.name for each in proto.graph.output}
+    casts = [node for node in proto.graph.node if node.op_type == "Cast" and node.input[0] in numbers]
+    for node in (node for node in casts if node.output[0] not in outputs):
         kind = onnx.helper.tensor_dtype_to_np_dtype(node.attribute[0].i)
         values = onnx.numpy_helper.to_array(numbers[node.input[0]]).astype(kind)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
         proto.graph.node.remove(node)
-    used = {name for node in proto.graph.node for name in node.input}
+    used = {name for node in proto.graph.node for name in node.input} | outputs
     for tensor in [tensor for tensor in proto.graph.initializer if tensor.name not in used]:
         proto.graph.initializer.remove(tensor)
     return proto
