@@ -95,6 +95,8 @@ class PruneChannels:
                 raise ValueError(f"ratio{of} is {ratio}, expected from 0 up to, but not including, 1")
         if ratios is self.ratio and (not ratios or self.scope == "global"):
             raise ValueError(f"ratio is {ratios}, expected that of one layer or more, and the scope 'layer'")
+        if self.scope == "global" and max(ratios.values()) > MOST:
+            raise ValueError(f"ratio is {self.ratio}, expected {MOST:g} at most with the scope 'global': nets are to stay whole")
         count(self.round_to, "round_to")
         for name, known in {"importance": tuple(IMPORTANCES), "scope": SCOPES}.items():
             if getattr(self, name) not in known:
@@ -308,11 +310,7 @@ def ranked(groups: Sequence[tuple[Any, set[str]]], by: PruneChannels) -> dict[st
     lowest = [some.sort().values[: int(MOST * len(some))] for some in scores]
     wanted = int(by.ratio * sum(map(len, scores)))
     candidates = torch.cat(lowest).sort().values if lowest else torch.empty(0)
-    if wanted > len(candidates):
-        raise ValueError(
-            f"ratio is {by.ratio:g}, expected {MOST:g} at most with the scope 'global': no layer loses more, so nets stay whole"
-        )
-    limit = candidates[wanted - 1] if wanted else -torch.inf
+    limit = candidates[min(wanted, len(candidates)) - 1] if wanted else -torch.inf
     for some, low, (_, members) in zip(scores, lowest, groups, strict=True):
         gone = int((low <= limit).sum()) / len(some)
         targets |= dict.fromkeys(members, kept_channels(len(some), ratio=gone, round_to=by.round_to))

@@ -260,4 +260,4 @@ def test_single_layers_are_pruned_and_what_is_tied_to_them():
     with pytest.raises(ValueError, match="expected that of one layer or more"):
         PruneChannels({})
     with pytest.raises(ValueError, match=r"ratio is 0\.97, expected 0\.9 at most with the scope 'global'"):
-        PruneChannels(0.97, scope="global", round_to=1)(model)
+        PruneChannels(0.97, scope="global", round_to=1)
