@@ -83,10 +83,10 @@ class Data:
 
 
 def spread(images: Tensor, number: int) -> Tensor:
-    """So many images, or all where there are fewer, from the first to the last: those of a folder lie class by class.
+    """So many images, or all where there are fewer, from all over the set: those of a folder lie class by class.
 
     Example:
-        >>> spread(torch.arange(10), 3)
-        tensor([0, 3, 6])
+        >>> spread(torch.arange(10), 6), spread(torch.arange(2), 6)
+        (tensor([0, 1, 3, 5, 6, 8]), tensor([0, 1]))
     """
-    return images[:: max(len(images) // number, 1)][:number]
+    return images if len(images) <= number else images[torch.arange(number) * len(images) // number]
