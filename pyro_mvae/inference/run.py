@@ -42,6 +42,7 @@ class Run:
 
     Attributes:
         epoch, step: epochs done, and steps done of the one that goes on.
+        parameters: those that are trained; one that wants no gradient stays as it is.
         batch_size: may grow from epoch to epoch.
         peaks: the learning rates of θ and φ that `factors` multiply.
         factors: what each controller of the learning rate has set, by its place among the controllers, and "rollback".
@@ -66,6 +67,7 @@ class Run:
         parallel: Parallel | None = None,
     ):
         self.objective, self.optimizers, self.settings = objective, optimizers, settings
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.controllers, self.path = tuple(controllers), path
         self.average, self.best = average, best
         self.seconds_between, self.parallel = seconds_between, parallel or Parallel()
@@ -104,11 +106,6 @@ class Run:
     def copies(self) -> dict[str, nn.Module]:
         """The copies of the model that are kept beside it."""
         return {name: copy for name, copy in {"average": self.average, "best": self.best}.items() if copy is not None}
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Those that are trained: one that wants no gradient stays as it is."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -388,8 +385,16 @@ def noise_seeds(seed: int, rank: int, epoch: int, *, num_steps: int) -> np.ndarr
 
 
 def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` in the memory format of `parameter`: fused optimisers go through both by address."""
-    return value if value.stride() == parameter.stride() else torch.empty_like(parameter).copy_(value)
+    """`value` in the memory format of `parameter`: fused optimisers go through both by address.
+
+    Formats differ in the strides of dimensions of 1 without differing in memory; then nothing is copied.
+    """
+    if value.stride() == parameter.stride():
+        return value
+    strides = zip(parameter.shape, parameter.stride(), value.stride(), strict=True)
+    if all(ours == theirs for size, ours, theirs in strides if size > 1):
+        return value.as_strided(parameter.size(), parameter.stride())
+    return torch.empty_like(parameter).copy_(value)
 
 
 def placed(parameter: Tensor, value: Any) -> Any:

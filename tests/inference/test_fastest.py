@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyro_mvae import Interrupted, Objective, fit
+from pyro_mvae.inference.run import like
 from tests.inference.mishaps import interrupt_at
 from tests.inference.test_fit import small
 
@@ -75,3 +79,16 @@ def test_a_compiled_run_is_that_of_the_graph_to_rounding_and_says_how_long_it_to
         fit(small(), images, compile="fast")
     with pytest.raises(ValueError, match="layout is 'rows'"):
         fit(small(), images, layout="rows")
+
+
+FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
+
+
+@given(st.lists(st.integers(1, 3), min_size=4, max_size=4), FORMATS, FORMATS)
+def test_gradients_are_copied_into_a_parameters_format_only_where_memory_differs(shape, ours, theirs):
+    parameter, value = torch.empty(shape, memory_format=ours), torch.empty(shape, memory_format=theirs).copy_(torch.randn(shape))
+    result = like(parameter, value)
+    assert torch.equal(result, value)
+    assert result.stride() == parameter.stride()
+    in_memory = [torch.as_strided(x, (x.numel(),), (1,)) for x in (value, result)]
+    assert (result.data_ptr() == value.data_ptr()) == torch.equal(*in_memory)
