@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from pyro_mvae.likelihoods import USUAL_PRECISION
 from pyro_mvae.nets.channels import keep_inputs
+from pyro_mvae.nets.conv import Doubling
 from pyro_mvae.nets.quantized import QuantizedConv
 
 PRECISE = ("gaussian", "logistic")
@@ -82,8 +83,8 @@ class Weights(nn.Module):
     """θ′ = weights of rank r in the decoder's last layer, for each image: W + Σᵣ θ′ᵣ uᵣ ⊗ vᵣ, θ′ ~ N(0, I); (n, r).
 
     The directions uᵣ ⊗ vᵣ, an output channel by a kernel over the layer's inputs, are parameters of θ. The layer is linear, so
-    that its output changes by u (θ′ ⊙ v(h)), h its input: no weight is ever made for an image. A quantised layer
-    rounds its v as well.
+    that its output changes by u (θ′ ⊙ v(h)), h its input: no weight is made for an image, but for a few that are faster to train
+    so, those of a `Doubling` of one channel. A quantised layer rounds its v as well.
 
     Args:
         decoder: whose last linear or convolutional layer it is.
@@ -104,7 +105,7 @@ class Weights(nn.Module):
         self.size = rank
         _, last = last_layer(decoder)
         self.down: nn.Linear | nn.Conv2d | nn.ConvTranspose2d
-        self.up: nn.Module
+        self.up: nn.Linear | nn.Conv2d
         if isinstance(last, nn.Linear):
             self.down = nn.Linear(last.in_features, rank, bias=False)
             self.up = nn.Linear(rank, last.out_features, bias=False)
@@ -113,7 +114,7 @@ class Weights(nn.Module):
             self.down = type(last)(last.in_channels, rank, **geometry)
             self.up = nn.Conv2d(rank, last.out_channels, 1, bias=False)
         with torch.no_grad():
-            self.up.get_parameter("weight").mul_(0.1)
+            self.up.weight.mul_(0.1)
 
     def keep_inputs(self, channels: Sequence[int]) -> None:
         """Drop the inputs of v that the layer has lost, after pruning."""
@@ -152,7 +153,7 @@ class Weights(nn.Module):
             return own
 
         eta, (h,) = self.widened(decoder, z, note), beside
-        deviation = functional_call(self.up, {"weight": self.up.get_parameter("weight").square()}, (h.square(),)).sqrt()
+        deviation = functional_call(self.up, {"weight": self.up.weight.square()}, (h.square(),)).sqrt()
         if deviation.shape != eta.shape:
             given = f"the decoder's last layer gives {tuple(deviation.shape)}, the decoder {tuple(eta.shape)}"
             raise ValueError(f"{given}: expected a last layer that nothing follows")
@@ -165,6 +166,11 @@ class Weights(nn.Module):
 
     def decode(self, decoder: nn.Module, z: Tensor, theta: Tensor) -> Tensor:
         """The decoder's output with the weights θ′ added to its last layer."""
+        name, layer = last_layer(decoder)
+        if isinstance(layer, Doubling) and layer.is_product and not isinstance(parent_of(decoder, name), QuantizedConv):
+            up, down = self.up.weight.flatten(), self.down.weight.transpose(0, 1)
+            change = ((theta * up) @ down.flatten(1)).unflatten(1, layer.weight.shape)
+            return functional_call(decoder, {f"{name}.weight": layer.weight + change}, (z,))
         return self.widened(decoder, z, lambda own, h: own + self.up(h * theta.reshape(*theta.shape, *[1] * (h.ndim - 2))))
 
     def widened(self, decoder: nn.Module, z: Tensor, combined: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -179,7 +185,7 @@ class Weights(nn.Module):
         def both(computed_by: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             return combined(*output.split(sizes, 1))
 
-        parent = decoder.get_submodule(name.rpartition(".")[0])
+        parent = parent_of(decoder, name)
         handle = (parent if isinstance(parent, QuantizedConv) else layer).register_forward_hook(both)
         try:
             return functional_call(decoder, wide, (z,))
@@ -194,6 +200,10 @@ def last_layer(decoder: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d | nn.Conv
     if not layers or getattr(layers[-1][1], "groups", 1) > 1:
         raise ValueError("Bayesian weights need a decoder whose last layer is a Linear, Conv2d or ConvTranspose2d of one group")
     return layers[-1]
+
+
+def parent_of(module: nn.Module, name: str) -> nn.Module:
+    return module.get_submodule(name.rpartition(".")[0])
 
 
 THETAS = ("gamma", "log_normal", "weights")

@@ -22,6 +22,7 @@ from pyro.poutine import subsample_messenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame, IndepMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, _meta_registrations, fx
+from torch._decomp import get_decompositions
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.distributions import dirichlet as torch_dirichlet
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -54,6 +55,26 @@ dirichlet.register_autograd(
 )
 
 
+def padded(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
+    """`F.pad` with a constant, in parts: in torch's own a tracer makes a number of a batch's size.
+
+    Example:
+        >>> padded(torch.tensor([1, 2]), [1, -1], 7)
+        tensor([7, 1])
+    """
+    for place in range(0, len(pad), 2):
+        dim, before, after = x.ndim - 1 - place // 2, pad[place], pad[place + 1]
+        kept = x.narrow(dim, max(-before, 0), x.shape[dim] - max(-before, 0) - max(-after, 0))
+        ends = [x.new_full((*x.shape[:dim], max(count, 0), *x.shape[dim + 1 :]), value) for count in (before, after)]
+        x = torch.cat([ends[0], kept, ends[1]], dim)
+    return x
+
+
+PADDING = [torch.ops.aten.im2col.default, torch.ops.aten.col2im.default]
+IN_PARTS = {**get_decompositions(PADDING), torch.ops.aten.constant_pad_nd.default: padded}
+"""Operations that pad, by simpler ones."""
+
+
 class Untraceable(ValueError):
     """A pair that can't become a graph: what it does next depends on the value of a tensor."""
 
@@ -69,7 +90,7 @@ def trace(function: Callable[..., Any], *inputs: Any) -> fx.GraphModule:
     last = LastSite()
     try:
         with traceable(), last, own_noise():
-            return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+            return make_fx(function, IN_PARTS, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         place = line_of_user(error)
         if place is None and isinstance(error, ValueError):  # it was meant to be read

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_mvae.nets.conv import Heads, Shape, Spread, block, doubling, halvings
+from pyro_mvae.nets.conv import Halving, Heads, Shape, Spread, block, doubling, halvings
 
 
 def separable(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Sequential:
@@ -50,7 +50,7 @@ class MobileEncoder(nn.Module):
     ):
         super().__init__()
         channels, height, width = image_shape
-        layers: list[nn.Module] = [block(nn.Conv2d(channels, widths[0], 3, stride=2, padding=1), widths[0])]
+        layers: list[nn.Module] = [block(Halving(channels, widths[0]), widths[0])]
         for narrow, wide in itertools.pairwise(widths):
             layers.append(separable(narrow, wide, stride=2))
         extent = (halvings(height, len(widths))[-1], halvings(width, len(widths))[-1])

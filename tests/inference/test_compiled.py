@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torch.nn.functional as F
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_mvae import compile_elbo
@@ -309,6 +310,26 @@ def drawn_with_scale(x):
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
     with pyro.plate("data", 1000, subsample_size=x.shape[0]):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+PADDING = {
+    "pad": lambda x: F.pad(x, (1, 2)),
+    "unfold": lambda x: F.unfold(x[:, None, None], (1, 3), padding=(0, 1)).flatten(1),
+    "fold": lambda x: F.fold(torch.stack([x, x], 1), (1, 4), (1, 2), padding=(0, 1), dilation=(1, 2)).flatten(1),
+    "conv1d": lambda x: F.conv1d(x[:, None], torch.ones(1, 1, 3), padding="same").flatten(1),
+}
+
+
+@pytest.mark.parametrize("padded", PADDING.values(), ids=PADDING)
+def test_pairs_that_pad_have_a_graph_for_batches_of_any_size(padded):
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("x", dist.Normal(z * padded(x), 1.0).to_event(1), obs=padded(x))
+
+    loss = compile_elbo(model, global_normal, example=(torch.randn(7, 4),), backend="eager")
+    for n in (3, 9, 60):
+        assert_equals_pyro(loss, Trace_ELBO(), model, global_normal, torch.randn(n, 4))
 
 
 def drawn_from_the_batch(x):
