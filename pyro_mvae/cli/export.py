@@ -41,7 +41,7 @@ float_or_int8 = click.option("--precision", type=click.Choice(["float32", "int8"
 @exports
 @some_parts
 @click.option("--precision", default="float16", show_default=True, type=click.Choice(list(DEFAULT_TARGETS)))
-@click.option("--target", type=click.Choice(list(TARGETS)), help="Earliest system; iOS18 for int8 and int4, else iOS16.")
+@click.option("--target", type=click.Choice(list(TARGETS)), help="Earliest system; iOS18 for integers, else iOS16.")
 @click.option("--pictures", default=PICTURES[0], show_default=True, type=click.Choice(PICTURES), help="How an app sees them.")
 @click.option("--batch", "batch_sizes", default=[1], multiple=True, type=int, help="How many at a time; again: 1 and others.")
 @about

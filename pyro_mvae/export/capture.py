@@ -24,7 +24,7 @@ WHOLES = ("reconstruct", "anomaly")
 PREDICTIVE = "predictive"
 """A decoder that says how sure it is, of a model with a Bayesian likelihood."""
 EVERY_PART = (*PARTS, *WHOLES, PREDICTIVE)
-PRECISIONS = ("float32", "float16", "palettized", "int8", "int4")
+PRECISIONS = ("float32", "float16", "palettized", "int8", "int8_weights", "int4")
 MOST = 1024
 """Images in a batch of any size, at most."""
 
@@ -156,16 +156,16 @@ def capture(
 ) -> Capture:
     """Take a part of a model, or both from an image on, at a precision.
 
-    At "int8" a quantised model gives its integers, weights and activations; any other gives integer weights alone, which Core ML
-    can use. At "float32" and "float16" a quantised model gives its rounded weights as floats.
-    "palettized" is float16 whose files hold palettes, "int4" float16 whose files hold weights rounded `in_blocks`.
+    At "int8" a quantised model gives its integers, weights and activations, at "float32" and "float16" its rounded weights as
+    floats. "palettized" is float16 whose files hold palettes, "int8_weights" and "int4" float16 whose files hold rounded weights,
+    by a scale for each channel or `in_blocks`, of a model that is not quantised.
 
     Args:
         written: what nets are put into, the same in operations that a runtime prefers.
         white: what the brightest pixel is in pictures that come out.
 
     Raises:
-        ValueError: for an unknown part or precision, or a quantised model that was never fitted.
+        ValueError: for an unknown part or precision, one that the model can't have, or a quantised model that was never fitted.
 
     Example:
         >>> from pyro_mvae.models import MVAE
@@ -216,7 +216,7 @@ def at_precision(net: nn.Module, precision: str) -> nn.Module:
     if is_quantized(net):
         check_calibrated(net)
         return as_integers(net) if precision == "int8" else as_floats(net)
+    if precision == "int8":
+        raise ValueError("int8 is of weights and activations, and this model is not quantised: let it go through Quantize first")
     net = fold_batch_norm(net)
-    if precision == "int4":
-        return blockwise(net)
-    return as_integer_weights(net) if precision == "int8" else net
+    return {"int8_weights": as_integer_weights, "int4": blockwise}.get(precision, unchanged)(net)

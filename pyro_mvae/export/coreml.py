@@ -60,11 +60,11 @@ def export_coreml(
 
     Args:
         path: ends in `.mlpackage`; written atomically, and taken away again if it fails the comparison.
-        precision: "float16"; "palettized", the palettes of a model that has some, float16 for the rest; "int8": weights and
-            activations of a quantised model, weights alone of any other; or "int4": weights of a model that has no integers yet,
-            with a scale for each block of 32 inputs at most, rounded after training.
-        target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for int8 and int4 when None. int8 for an
-            earlier one is written with a warning, which the package has too: only its CPU is to be trusted with it.
+        precision: "float16"; "palettized", the palettes of a model that has some, float16 for the rest; "int8", weights and
+            activations of a quantised model; "int8_weights" or "int4": weights alone, of a model without integers, rounded after
+            training, with a scale for each channel or for each block of 32 inputs at most.
+        target: the earliest system it runs on; iOS16 for float16 and palettes, iOS18 for integers when None. 8 bits for an
+            earlier one are written with a warning, which the package has too: only its CPU is to be trusted with it.
         pictures: what an app sees them as: "arrays", or "images", grey or RGB of 8 bits, as cameras give and screens take them.
         batch_sizes: how many are computed at a time, 1 among them, sizes that the package knows beforehand: such stay on the
             neural engine. Of arrays; an image is one.
@@ -73,7 +73,7 @@ def export_coreml(
             their own fields, anything else, such as "training_data" or "nll", among the rest.
 
     Raises:
-        ValueError: for a precision that the target can't hold, or a file over tolerance.
+        ValueError: for a precision that the model or the target can't have, or a file over tolerance.
         OSError: when the path can't be written.
     """
     path = check_suffix(path, ".mlpackage")
@@ -83,19 +83,7 @@ def export_coreml(
     target = target or DEFAULT_TARGETS[precision]
     if target not in TARGETS:
         raise ValueError(f"target is {target!r}, expected one of: {', '.join(TARGETS)}")
-    palettes = how_palettized(model) is not None
-    if (precision == "palettized") > palettes:
-        raise ValueError("the model has no palettes: let it go through Palettize first")
-    if precision == "int8" and palettes:
-        raise ValueError("a palettised model can't be int8: choose precision palettized or float16")
-    if precision == "int4" and (palettes or is_quantized(model)):
-        raise ValueError(
-            "int4 is of a model whose weights are floats, and this one's are rounded already: choose another precision"
-        )
-    if precision == "int4" and target != "iOS18":
-        raise ValueError(f"int4 needs iOS18, target is {target}: choose iOS18, or precision palettized")
-    if precision == "int8" and target == "iOS16" and is_quantized(model):
-        raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
+    check_precision(model, precision, target=target)
     how: dict[str, Any] = {"pictures": pictures, "batch_sizes": batch_sizes}
     careful = caution(precision=precision, target=target)
     about = {**(about or {}), **({"caution": careful} if careful else {})}
@@ -106,6 +94,25 @@ def export_coreml(
         convert(model, temporary, part=part, precision=precision, target=target, about=about, **how)
 
     return written(path, write, model, images=images)[0]
+
+
+def check_precision(model: VAE, precision: str, *, target: str) -> None:
+    """ValueError for a precision that a model, or the system that it is to run on, can't have."""
+    palettes, quantized = how_palettized(model) is not None, is_quantized(model)
+    if precision == "palettized" and not palettes:
+        raise ValueError("the model has no palettes: let it go through Palettize first")
+    if precision == "int8" and palettes:
+        raise ValueError("a palettised model can't be int8: choose precision palettized or float16")
+    if precision == "int8" and not quantized:
+        raise ValueError("the model is not quantised: let it go through Quantize first, or choose precision int8_weights")
+    if precision in ("int8_weights", "int4") and (palettes or quantized):
+        raise ValueError(
+            f"{precision} is of a model whose weights are floats, and this one's are rounded already: choose another precision"
+        )
+    if precision == "int4" and target != "iOS18":
+        raise ValueError(f"int4 needs iOS18, target is {target}: choose iOS18, or precision palettized")
+    if precision == "int8" and target == "iOS16":
+        raise ValueError("int8 activations need iOS17 or later: choose target iOS17 or iOS18, or precision float16")
 
 
 def check_batches(batch_sizes: Any, pictures: str) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from pyro_mvae.export._quiet import import_quietly
 
 TARGETS = {"iOS16": 7, "iOS17": 8, "iOS18": 9}
 """The oldest systems that packages are written for, and the specifications that those read."""
-DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18", "int4": "iOS18"}
+DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18", "int8_weights": "iOS18", "int4": "iOS18"}
 # this pass fuses dequantise → reshape → quantise without comparing the two scales
 WRONG_PASSES = ("common::int_op_canonicalization",)
 DATE = "com.github.apple.coremltools.conversion_date"
@@ -26,7 +26,7 @@ def caution(*, precision: str, target: str) -> str | None:
         'int8 weights for iOS17 are computed'
         >>> caution(precision="int8", target="iOS18")
     """
-    if precision != "int8" or target == "iOS18":
+    if precision not in ("int8", "int8_weights") or target == "iOS18":
         return None
     return (
         f"int8 weights for {target} are computed wrong by GPU and neural engine of some phones: "

@@ -40,7 +40,7 @@ PHONES = (
     Phone(
         "iPhone 14 Pro (A16), neural engine",
         "coreml",
-        ("float16", "palettized", "int4"),
+        ("float16", "palettized", "int8_weights", "int4"),
         2.7e12,
         "Apple's documentation: ResNet50 in float16, 1.52 ms",
     ),

@@ -253,9 +253,11 @@ def test_all_formats_compute_the_same_integers(part, bits, images, tmp_path, mon
 @pytest.mark.parametrize("net", ["conv", "mobile", "mlp"])
 def test_int8_weights_alone_for_core_ml(net, images, tmp_path):
     model = having_seen(VAE((1, 16, 16), 8, net=net, widths=(32,), hidden=64), images)
-    small, big = (export_coreml(model, tmp_path / f"{each}.mlpackage", precision=each).bytes for each in ("int8", "float16"))
+    small, big = (
+        export_coreml(model, tmp_path / f"{each}.mlpackage", precision=each).bytes for each in ("int8_weights", "float16")
+    )
     assert big - small == pytest.approx(num_params(model.decoder), rel=0.2), "one byte a weight, of two"
-    program = mil.MilProgram.load(tmp_path / "int8.mlpackage")
+    program = mil.MilProgram.load(tmp_path / "int8_weights.mlpackage")
     kinds = Counter(operation.op_type for operation in program._function.operations)
     assert kinds["constexpr_blockwise_shift_scale"] == kinds["conv"] + kinds["conv_transpose"]
 
@@ -314,8 +316,14 @@ def test_mistakes_are_explained(fitted, images, tmp_path):
         export_executorch(model, tmp_path / "x.onnx")
     with pytest.raises(ValueError, match="quantise it and fit it first"):
         export_executorch(model, tmp_path / "x.pte", precision="int8")
-    with pytest.raises(ValueError, match="float16, palettized, int8, int4"):
+    with pytest.raises(ValueError, match="float16, palettized, int8, int8_weights, int4"):
         export_coreml(model, tmp_path / "x.mlpackage", precision="int3")
+    with pytest.raises(ValueError, match=r"not quantised: .* or choose precision int8_weights"):
+        export_coreml(model, tmp_path / "x.mlpackage", precision="int8")
+    with pytest.raises(ValueError, match="int8_weights is of a model whose weights are floats"):
+        export_coreml(int8, tmp_path / "x.mlpackage", precision="int8_weights")
+    with pytest.raises(ValueError, match="this model is not quantised"):
+        capture(model, "decoder", precision="int8")
     with pytest.raises(ValueError, match="iOS17 or later"):
         export_coreml(int8, tmp_path / "x.mlpackage", precision="int8", target="iOS16")
     with pytest.raises(ValueError, match="iOS16, iOS17, iOS18"):

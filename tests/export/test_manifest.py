@@ -178,7 +178,7 @@ def test_the_manifest_says_how_many_images_were_compared(checkpoints, tmp_path):
     [
         (Palettize(bits=2), {"precision": "palettized"}),
         (None, {"precision": "int4"}),
-        (None, {"precision": "int8", "pictures": "images"}),
+        (None, {"precision": "int8_weights", "pictures": "images"}),
         (None, {"batch_sizes": (1, 4)}),
     ],
     ids=["palettized", "int4", "images", "batches"],

@@ -99,6 +99,10 @@ def test_peaks_of_this_machine(monkeypatch):
 
 def test_estimates_say_what_they_are_of():
     assert estimates(format="onnx", precision="int8", macs=1, size=1) == {}
+    weights_alone, floats = (
+        estimates(format="coreml", precision=each, macs=10**9, size=1) for each in ("int8_weights", "float16")
+    )
+    assert weights_alone == floats, "activations are float16 in both"
     for phone in PHONES:
         name = {"format": phone.format, "precision": phone.precisions[0]}
         assert estimates(**name, macs=1, size=1) == {phone.name: FLOOR_US}
