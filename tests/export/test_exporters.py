@@ -19,7 +19,7 @@ from pyro_mvae.export import mil
 from pyro_mvae.export.capture import capture
 from pyro_mvae.export.delegation import Delegation, delegation
 from pyro_mvae.export.executorch import load_executorch, lower
-from pyro_mvae.export.verify import load_artifact
+from pyro_mvae.export.verify import inputs_for, load_artifact, outputs_of
 from pyro_mvae.likelihoods import LIKELIHOODS
 from tests.catalog import EXPORTERS, MODELS
 from tests.seen import having_seen
@@ -236,7 +236,8 @@ def test_levels_as_coarse_as_a_tenth_of_a_pixel_are_the_same_ones_in_executorch(
 def test_all_formats_compute_the_same_integers(part, bits, images, tmp_path, monkeypatch):
     """Core ML's with the floats between them in float32: in float16 it differs by what float16 rounds.
 
-    It and onnxruntime multiply scales in another order, so that what is halfway between two integers may fall on either.
+    Runtimes multiply scales in orders of their own, so that what is halfway between two integers may fall on either: in one of
+    eight models drawn like this one that happens to ExecuTorch too, for 9 of 16,384 pixels at most.
     """
     monkeypatch.setattr(sys.modules["pyro_mvae.export.coreml"], "COMPUTED", "FLOAT32")
     model = Quantize(weight_bits=bits)(having_seen(MODELS["VAE"]((1, 16, 16)), images), images).eval()
@@ -246,8 +247,18 @@ def test_all_formats_compute_the_same_integers(part, bits, images, tmp_path, mon
         (export_coreml, ".mlpackage", {"precision": "int8"}),
     ):
         found = export(model, tmp_path / f"{part}{suffix}", part=part, images=images, **more)
-        assert found.max_abs_diff < (1e-5 if suffix == ".pte" else 1e-3), suffix
+        assert found.max_abs_diff < 1e-3, suffix
         assert found.psnr_db > 90, suffix
+    codes = inputs_for(part, model, images)
+    run = load_artifact(tmp_path / f"{part}.pte").run
+    integers, floats = (share_that_differs(run, capture(model, part, precision=each), codes) for each in ("int8", "float32"))
+    assert integers < 1e-3
+    assert floats > 0.5, "what is not the same integers is told from what is"
+
+
+def share_that_differs(run, reference, x):
+    pairs = zip(outputs_of(run, x), outputs_of(reference, x), strict=True)
+    return max(((ours - theirs).abs() > 1e-5).float().mean().item() for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("net", ["conv", "mobile", "mlp"])
