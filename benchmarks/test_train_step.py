@@ -18,7 +18,7 @@ from benchmarks.by_hand import LOSSES
 from benchmarks.interleave import interleaved, one_core
 from pyro_mvae import VAE, Objective, models
 from pyro_mvae.inference import compile_gradients
-from pyro_mvae.inference.run import like
+from pyro_mvae.inference.layout import like
 from pyro_mvae.inference.tracing import own_noise
 from pyro_mvae.nets.conv import channels_last
 

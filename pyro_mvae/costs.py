@@ -24,7 +24,7 @@ from pyro_mvae.export.capture import PARTS
 from pyro_mvae.export.verify import inputs_for, load_artifact
 from pyro_mvae.failures import reported
 from pyro_mvae.inference.compiled import compile_gradients
-from pyro_mvae.inference.fastest import in_layout
+from pyro_mvae.inference.layout import in_layout
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.optimizers import make_optimizers
 from pyro_mvae.inference.penalties import Penalty

@@ -170,7 +170,7 @@ class Weights(nn.Module):
         if isinstance(layer, Doubling) and layer.is_product and not isinstance(parent_of(decoder, name), QuantizedConv):
             up, down = self.up.weight.flatten(), self.down.weight.transpose(0, 1)
             change = ((theta * up) @ down.flatten(1)).unflatten(1, layer.weight.shape)
-            return functional_call(decoder, {f"{name}.weight": layer.weight + change}, (z,))
+            return functional_call(decoder, {f"{name}.weight".lstrip("."): layer.weight + change}, (z,))
         return self.widened(decoder, z, lambda own, h: own + self.up(h * theta.reshape(*theta.shape, *[1] * (h.ndim - 2))))
 
     def widened(self, decoder: nn.Module, z: Tensor, combined: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

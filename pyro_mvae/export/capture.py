@@ -217,6 +217,6 @@ def at_precision(net: nn.Module, precision: str) -> nn.Module:
         check_calibrated(net)
         return as_integers(net) if precision == "int8" else as_floats(net)
     if precision == "int8":
-        raise ValueError("int8 is of weights and activations, and this model is not quantised: let it go through Quantize first")
+        raise ValueError("the model is not quantised: let it go through Quantize first, or choose precision int8_weights")
     net = fold_batch_norm(net)
     return {"int8_weights": as_integer_weights, "int4": blockwise}.get(precision, unchanged)(net)

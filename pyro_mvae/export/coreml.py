@@ -103,8 +103,6 @@ def check_precision(model: VAE, precision: str, *, target: str) -> None:
         raise ValueError("the model has no palettes: let it go through Palettize first")
     if precision == "int8" and palettes:
         raise ValueError("a palettised model can't be int8: choose precision palettized or float16")
-    if precision == "int8" and not quantized:
-        raise ValueError("the model is not quantised: let it go through Quantize first, or choose precision int8_weights")
     if precision in ("int8_weights", "int4") and (palettes or quantized):
         raise ValueError(
             f"{precision} is of a model whose weights are floats, and this one's are rounded already: choose another precision"

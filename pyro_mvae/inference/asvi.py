@@ -22,8 +22,9 @@ from pyro_mvae.data.batches import shown
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.inference import checkpoint as files
 from pyro_mvae.inference.compiled import BACKENDS, Graph, compile_gradients
-from pyro_mvae.inference.fastest import LAYOUTS, fastest, in_layout, laid_out
+from pyro_mvae.inference.fastest import fastest
 from pyro_mvae.inference.history import Callback
+from pyro_mvae.inference.layout import LAYOUTS, in_layout, laid_out
 from pyro_mvae.inference.memory import freed_memory_kept
 from pyro_mvae.inference.numbers import above, count, number
 from pyro_mvae.inference.objective import Objective

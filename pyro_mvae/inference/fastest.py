@@ -12,30 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.inference.compiled import Graph, compile_gradients
+from pyro_mvae.inference.layout import LAYOUTS, in_layout, laid_out
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.undone import restored
-from pyro_mvae.nets.conv import channels_last
 
 WORTH_COMPILING = 150.0
 """How many times as long as tracing took a run has to be for compiling to be tried: both take longer the more is computed."""
 WORTH_MEASURING = 20.0
 """Seconds of training below which the memory format is not measured either."""
-LAYOUTS = ("channels_last", "contiguous")
 
 logger = logging.getLogger(__name__)
-
-
-def laid_out(model: nn.Module, layout: str) -> nn.Module:
-    """The model, its parameters put into a memory format, in place."""
-    if layout == "channels_last":
-        return channels_last(model)
-    return model.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-
-
-def in_layout(x: Tensor, layout: str) -> Tensor:
-    """A batch in a memory format."""
-    last = layout == "channels_last" and x.ndim == 4
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def fastest(

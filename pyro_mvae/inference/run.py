@@ -18,7 +18,7 @@ from pyro_mvae.data import batches, num_batches
 from pyro_mvae.inference import checkpoint as files
 from pyro_mvae.inference.average import blend, warmed
 from pyro_mvae.inference.compiled import Graph
-from pyro_mvae.inference.fastest import laid_out
+from pyro_mvae.inference.layout import laid_out, like, placed
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.parallel import Parallel
 from pyro_mvae.inference.tuning import Controller, Now
@@ -382,23 +382,3 @@ POSITION = (
 def noise_seeds(seed: int, rank: int, epoch: int, *, num_steps: int) -> np.ndarray:
     """A seed for the noise of each step of an epoch, another for each process."""
     return np.random.SeedSequence((NOISE, seed, rank, epoch)).generate_state(num_steps)
-
-
-def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` in the memory format of `parameter`: fused optimisers go through both by address.
-
-    Formats differ in the strides of dimensions of 1 without differing in memory; then nothing is copied.
-    """
-    if value.stride() == parameter.stride():
-        return value
-    strides = zip(parameter.shape, parameter.stride(), value.stride(), strict=True)
-    if all(ours == theirs for size, ours, theirs in strides if size > 1):
-        return value.as_strided(parameter.size(), parameter.stride())
-    return torch.empty_like(parameter).copy_(value)
-
-
-def placed(parameter: Tensor, value: Any) -> Any:
-    """An entry of an optimiser's state as one of its own, whatever becomes of `value`."""
-    if not isinstance(value, Tensor):
-        return value
-    return like(parameter, value.clone()) if value.shape == parameter.shape else value.clone()

@@ -157,7 +157,7 @@ def swift(net: Net) -> Net:
         True
     """
     for layer in channels_last(net).modules():
-        if isinstance(layer, Gather | Spread | Doubling):
+        if isinstance(layer, Gather | Spread | Halving | Doubling):
             layer.train()
     return net
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_mvae import Interrupted, Objective, fit
-from pyro_mvae.inference.run import like
+from pyro_mvae.inference.layout import like
 from tests.inference.mishaps import interrupt_at
 from tests.inference.test_fit import small
 

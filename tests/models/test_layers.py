@@ -11,6 +11,7 @@ from torch import nn
 
 from pyro_mvae import MVAE
 from pyro_mvae.nets.conv import Gather, Halving, Spread, doubling, swift
+from pyro_mvae.theta import Weights
 
 CHANNELS = st.sampled_from([1, 3])
 SIZES = st.tuples(st.integers(2, 9), st.integers(2, 9))
@@ -54,3 +55,9 @@ def test_bayesian_weights_are_the_same_ones_in_training_and_evaluation():
     as_convolution = vae.theta.decode(decoder.eval(), z, theta)
     torch.testing.assert_close(as_product, as_convolution)
     assert not torch.allclose(as_product, decoder(z))
+
+
+def test_bayesian_weights_of_a_decoder_that_is_one_layer():
+    decoder, z, theta = doubling(5, 1, (6, 8)), torch.randn(3, 5, 3, 4), torch.randn(3, 2)
+    weights = Weights(decoder, 2)
+    torch.testing.assert_close(weights.decode(decoder, z, theta), weights.decode(decoder.eval(), z, theta))
