@@ -12,7 +12,6 @@ from typing import Any
 from pyro_mvae import compress
 from pyro_mvae.compress import Pass
 from pyro_mvae.compress.prune import channels
-from pyro_mvae.data import load_data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.cost import num_macs, num_params
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
@@ -20,7 +19,7 @@ from pyro_mvae.inference.checkpoint import load_model, path_for, save_model
 from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE
-from pyro_mvae.train import suited
+from pyro_mvae.train import data_for
 
 PASSES: dict[str, type[Any]] = {
     name: kind for name in compress.__all__ if isinstance(kind := getattr(compress, name), type) and kind is not Pass
@@ -82,7 +81,7 @@ def apply(
     if path.resolve() == Path(checkpoint).resolve():
         raise ValueError(f"{path} is the model itself: give another name for what becomes of it")
     model = load_model(checkpoint)
-    images = suited(load_data(data, size=model.image_shape[1], seed=seed, progress=progress), model.config["likelihood"])
+    images = data_for(model, data, seed=seed, progress=progress)
 
     def standing(model: VAE) -> Standing:
         how: dict[str, Any] = {"binarization": images.binarization, "seed": seed, "progress": progress}

@@ -30,6 +30,7 @@ from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
 from pyro_mvae.monitor import WRITTEN as MONITORED
 from pyro_mvae.monitor import set_baseline
+from pyro_mvae.origin import origin
 from pyro_mvae.report import Report
 from pyro_mvae.search import Budget, Student, make_student
 from pyro_mvae.search.budget import KB
@@ -125,7 +126,7 @@ def build(
     likelihoods = [
         evaluated(settings, name, vae, images, progress) for name, vae in {"teacher": teacher, "student": student}.items()
     ]
-    facts = {**settings.about, **for_xcode(images, likelihoods[1])}
+    facts = {**settings.about, **origin(images, likelihoods[1])}
     artifacts = export_all(student, images, out, about=facts, progress=progress)
     check_budget(artifacts, settings.budget_kb)
     latencies = document(out, student, artifacts, images=images.test.images)
@@ -159,12 +160,6 @@ def train(settings: Settings, data: Data, folder: Path, *, resume: bool, progres
     kind = model_class(settings.model)
     student: Student = make_student(teacher, data, kind=kind, budget_kb=settings.budget_kb, folder=folder, **common)
     return teacher, student.model, {"teacher": history, "student": student.history}
-
-
-def for_xcode(data: Data, nll: NLL) -> dict[str, str]:
-    """What a developer is shown of a package's origin."""
-    trained = f"{data.name}, {len(data.train):,} images of {' × '.join(map(str, data.shape))}"
-    return {"training_data": trained, "nll": f"{nll.nats:.2f} nats an image, {nll.protocol}, {nll.num_images:,} test images"}
 
 
 def export_all(student: VAE, data: Data, out: Path, *, about: dict[str, str], progress: Track) -> list[Verification]:

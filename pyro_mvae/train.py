@@ -163,6 +163,11 @@ def usual_epochs(num_images: int, *, batch_size: int = 64) -> int:
     return max(8, math.ceil(1250 / num_batches(num_images, batch_size=batch_size)))
 
 
+def data_for(model: VAE, spec: str, *, seed: int = 0, progress: Track = untracked) -> Data:
+    """A data set as a model was trained on it: in its size, its pixels as its likelihood wants them, split by the seed."""
+    return suited(load_data(spec, size=model.image_shape[1], seed=seed, progress=progress), model.config["likelihood"])
+
+
 def suited(data: Data, likelihood: str | None) -> Data:
     """The data as a likelihood wants them: grey where it is one of shades."""
     return data if likelihood in (None, "bernoulli") else replace(data, binarization="none")

@@ -21,7 +21,9 @@ from pyro_mvae import MVAE, PruneChannels, Quantize, load_model, save_model
 from pyro_mvae.cli import main
 from pyro_mvae.export import MilProgram
 from pyro_mvae.export._quiet import import_quietly
+from pyro_mvae.origin import exported_nll, origin
 from pyro_mvae.search.student import calibrated
+from pyro_mvae.train import data_for
 
 REPORT_KEYS = {
     "": {"version", "seed", "data", "teacher", "student", "artifacts", "seconds", "environment"},
@@ -118,6 +120,25 @@ def test_a_build_can_be_verified_and_exported_from(built, tmp_path):
     run("export-coreml", out / "student.safetensors", package, "--precision", "int8", "--target", "iOS17")
     assert package.is_dir()
     assert "exists" in mistake("export-coreml", out / "student.safetensors", package)
+
+
+def test_what_is_exported_says_where_it_comes_from(built, tmp_path):
+    out, _ = built
+    data, checkpoint = json.loads((out / "build.json").read_text())["data"], out / "student.safetensors"
+    common = ("--data", data, "--part", "decoder")
+    model = load_model(checkpoint)
+    pictures = data_for(model, data)
+    for precision in ("float16", "int8"):
+        run("export-coreml", checkpoint, tmp_path / f"{precision}.mlpackage", *common, "--precision", precision)
+    run("export-coreml", checkpoint, tmp_path / "mine.mlpackage", *common, "--about", "training_data=mine")
+    told = {path.stem: MilProgram.load(path).metadata for path in tmp_path.glob("*.mlpackage")}
+    assert told["mine"]["training_data"] == "mine"
+    assert "images of 3 × 16 × 16" in told["int8"]["training_data"]
+    for precision in ("float16", "int8"):
+        assert told[precision]["nll"] == origin(pictures, exported_nll(model, pictures, precision=precision))["nll"]
+    run("export-onnx", checkpoint, tmp_path / "decoder.onnx", *common)
+    entries = {entry["path"]: entry for entry in json.loads((tmp_path / "manifest.json").read_text())["files"]}
+    assert entries["decoder.onnx"]["verified"]["images"] == entries["int8.mlpackage"]["verified"]["images"] > 1
 
 
 def test_a_folder_in_use_is_refused_and_untouched(built):
@@ -301,6 +322,8 @@ def test_checkpoints_and_artifacts_that_do_not_fit(checkpoint, tmp_path):
         "export-coreml", checkpoint, tmp_path / "x.mlpackage", "--precision", "int8", "--target", "iOS16"
     )
     assert ".mlpackage" in mistake("export-coreml", checkpoint, tmp_path / "x.zip")
+    assert "--seed is for splitting --data" in mistake("export-onnx", checkpoint, tmp_path / "x.onnx", "--seed", 1)
+    assert "did you mean 'digits'" in mistake("export-onnx", checkpoint, tmp_path / "x.onnx", "--data", "digit")
     run("export-coreml", checkpoint, tmp_path / "decoder.mlpackage")
     other = tmp_path / "other.safetensors"
     save_model(other, MVAE((1, 28, 28), 7))

@@ -14,7 +14,7 @@ LAYERS = [
     {"costs", "document", "monitor"},
     {"search"},
     {"latency"},
-    {"report", "plots", "train", "recipe"},
+    {"report", "plots", "train", "recipe", "origin"},
     {"evaluate"},
     {"compress"},
     {"export"},

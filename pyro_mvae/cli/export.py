@@ -18,12 +18,16 @@ from pyro_mvae.export.manifest import check_manifest, precision_noted
 from pyro_mvae.export.mil import functions_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS, TARGETS
 from pyro_mvae.export.verify import TOLERANCES, examine
+from pyro_mvae.origin import exported_nll, origin
+from pyro_mvae.train import data_for
 
 
 def exports(command: Callable[..., Any]) -> Callable[..., Any]:
     """What every command that exports is given."""
     for option in (
         click.option("--overwrite", is_flag=True, help="Replace a file that is there."),
+        click.option("--seed", type=int, help="With --data: that of train, which split a folder's images; by default 0."),
+        click.option("--data", metavar="SPEC", help="What it was trained on: compare and time on its test images, not on noise."),
         click.argument("out"),
         click.argument("checkpoint"),
     ):
@@ -100,7 +104,9 @@ def export_onnx(*, checkpoint: str, out: str, overwrite: bool, **settings: Any) 
     exported(pyro_mvae.export_onnx, checkpoint, out, overwrite=overwrite, **settings)
 
 
-def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: bool, **settings: Any) -> None:
+def exported(
+    run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: bool, data: str | None, seed: int | None, **settings: Any
+) -> None:
     """Export a checkpoint to a file, and show what comparing it found, which the manifest beside the file says too."""
 
     path = Path(out)
@@ -108,9 +114,16 @@ def exported(run: Callable[..., Any], checkpoint: str, out: str, *, overwrite: b
         raise ValueError(f"{path} exists: give another name, or --overwrite")
     model = pyro_mvae.load_model(checkpoint)
     check_manifest(path.parent, model, overwrite=overwrite)
-    found = run(model, path, **settings)
+    if seed is not None and data is None:
+        raise ValueError("--seed is for splitting --data: give both, or neither")
+    known = data_for(model, data, seed=seed or 0) if data else None
+    if known and "about" in settings:
+        nll = exported_nll(model, known, precision=settings["precision"], seed=seed or 0)
+        settings["about"] = {**origin(known, nll), **settings["about"]}
+    images = known.test.images if known else None
+    found = run(model, path, images=images, **settings)
     found = found if isinstance(found, list) else [found]
-    pyro_mvae.document(path.parent, model, found, overwrite=overwrite)
+    pyro_mvae.document(path.parent, model, found, images=images, overwrite=overwrite)
     for each in found:
         show(each)
         if each.format == "executorch" and (warning := in_pieces(each.path)):
@@ -155,7 +168,7 @@ def verify(*, artifact: str, checkpoint: str | None, data: str | None, precision
                 click.echo(f"{artifact}, {name}: {output}")
         return
     model = pyro_mvae.load_model(checkpoint)
-    images = pyro_mvae.load_data(data, size=model.image_shape[1]).test.images if data else None
+    images = data_for(model, data).test.images if data else None
     for name in names if len(names) > 1 else (None,):
         noted = precision or precision_noted(artifact)
         show(pyro_mvae.verify(artifact, model, precision=noted, images=images, function=name))

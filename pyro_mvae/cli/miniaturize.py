@@ -8,7 +8,7 @@ from typing import Any
 import click
 from torch import Tensor
 
-from pyro_mvae import VAE, Budget, Verification, document, export_executorch, load_data, load_model
+from pyro_mvae import VAE, Budget, Verification, document, export_executorch, load_model
 from pyro_mvae import miniaturize as run
 from pyro_mvae.cli.terminal import Verb, progress_bars, show
 from pyro_mvae.export.capture import PARTS
@@ -16,7 +16,7 @@ from pyro_mvae.report import filled
 from pyro_mvae.search.budget import KB, shown
 from pyro_mvae.search.pareto import as_text
 from pyro_mvae.side_by_side import cores
-from pyro_mvae.train import suited
+from pyro_mvae.train import data_for
 
 
 @click.command(cls=Verb)
@@ -64,9 +64,7 @@ def miniaturize(
     budget = Budget(kb=budget_kb, macs=max_macs, latency_us=max_latency_us, nll_loss=max_nll_loss)
     teacher = load_model(checkpoint)
     with progress_bars() as progress:
-        images = suited(
-            load_data(data, size=teacher.image_shape[1], seed=settings["seed"], progress=progress), teacher.config["likelihood"]
-        )
+        images = data_for(teacher, data, seed=settings["seed"], progress=progress)
         found = run(
             teacher,
             images,

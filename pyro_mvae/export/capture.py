@@ -16,7 +16,7 @@ from pyro_mvae.nets.blockwise import blockwise
 from pyro_mvae.nets.fold import fold_batch_norm
 from pyro_mvae.nets.palette import with_weights
 from pyro_mvae.nets.quantized import as_floats, as_integer_weights, as_integers, check_calibrated, is_quantized
-from pyro_mvae.theta import Precision
+from pyro_mvae.theta import Precision, Weights
 
 PARTS = ("encoder", "decoder")
 WHOLES = ("reconstruct", "anomaly")
@@ -201,13 +201,31 @@ def predictive(model: VAE, *, precision: str, white: float) -> Capture:
 
 def whole(model: VAE, part: str, *, precision: str, written: Callable[[nn.Module], nn.Module], white: float) -> Capture:
     """Both nets of a model as one graph."""
-    model, example = copy.deepcopy(model), model.deployable()["encoder"][1]
-    model.encoder, model.decoder = (written(at_precision(net, precision)) for net in (model.encoder, model.decoder))
-    model = model.eval().requires_grad_(False)
+    example = model.deployable()["encoder"][1]
+    model = as_exported(model, precision)
+    model.encoder, model.decoder = written(model.encoder), written(model.decoder)
     # "picture": exporters would rename an output that is called as the input is
     if part == "reconstruct":
         return Capture(part, precision, ReconstructGraph(model, white=white).eval(), example, "image", ("picture",))
     return Capture(part, precision, AnomalyGraph(model).eval(), example, "image", ("score",))
+
+
+def as_exported(model: VAE, precision: str) -> VAE:
+    """A copy of a model, in evaluation mode, both of whose nets compute as files of a precision will.
+
+    Raises:
+        ValueError: for a precision that the model can't have.
+
+    Example:
+        >>> from pyro_mvae.models import MVAE
+        >>> len(as_exported(MVAE((1, 8, 8)), "int4").encoder.get_parameter("body.0.0.weight")[0].unique()) <= 15
+        True
+    """
+    copied = copy.deepcopy(model)
+    copied.encoder, copied.decoder = (at_precision(net, precision) for net in (model.encoder, model.decoder))
+    if isinstance(copied.theta, Weights):
+        copied.theta = None  # files have the weights of θ′ = 0 built in
+    return copied.eval().requires_grad_(False)
 
 
 def at_precision(net: nn.Module, precision: str) -> nn.Module:

@@ -142,7 +142,7 @@ def channels_last(net: Net) -> Net:
     """
     net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for layer in net.modules():
-        if isinstance(layer, Gather | Spread) and layer.weight is not None:  # one with a palette has none of its own
+        if isinstance(layer, Gather | Spread) and layer.weight is not None:  # with a palette, or integers, it has none of its own
             layer.weight.data = layer.weight.data.contiguous()
     return net
 

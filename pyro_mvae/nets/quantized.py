@@ -167,7 +167,7 @@ class IntegerConv(nn.Module):
         self.register_buffer("integers", integers)
         self.register_buffer("scales", scales)
         self.register_buffer("zero_points", torch.zeros(len(scales), dtype=torch.int64))
-        del self.conv.weight
+        self.conv.weight = None  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, x: Tensor) -> Tensor:
         weight = torch.ops.quantized_decomposed.dequantize_per_channel.default(
