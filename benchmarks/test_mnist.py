@@ -27,15 +27,19 @@ from pyro_mvae import (
     VAE,
     Quantize,
     VaDE,
+    document,
+    export_coreml,
     export_executorch,
     fit,
     load_data,
     negative_log_likelihood,
     penalties,
 )
+from pyro_mvae.compress import Palettize
 from pyro_mvae.data import Data, Split, binarize
 from pyro_mvae.evaluate import clustering_accuracy
 from pyro_mvae.export.capture import PARTS
+from pyro_mvae.export.deployed import deployed
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.recipe import recipe_of
 
@@ -105,25 +109,60 @@ def test_svae_nll(seed, mnist, record):
     record(f"mnist-svae-nll-{seed}", {**how, **about})
 
 
+MOBILE: dict[str, Any] = {"widths": (24, 44, 76), "hidden": 160}
+FIRST, SECOND = {"epochs": 60, "lr": 4e-3}, {"epochs": 3, "lr": 1e-3}
+
+
+def mobile(data: Data, held: Tensor, seed: int, **passes: Any) -> dict[str, VAE]:
+    """An MVAE without clusters and θ′, trained, as "float", and what each pass leaves of it once it is trained on."""
+    how: dict[str, Any] = {"batch_size": 100, "ema": 0.999, "seed": seed, "keep": "best", "test": held, "resume": True}
+    model, _ = fit_stage(made(MVAE, seed, 20, **MOBILE), data, RUNS / f"mvae-float-{seed}.safetensors", **FIRST, **how)
+    paths = {name: RUNS / f"mvae-{name}-{seed}.safetensors" for name in passes}
+    smaller = {name: fit_stage(each(model), data, paths[name], **SECOND, **how)[0] for name, each in passes.items()}
+    return {"float": model, **smaller}
+
+
 @pytest.mark.parametrize("seed", [0])
 def test_mvae_nll(seed, mnist, record, tmp_path):
     """Mobile nets, rounded to int8 as they are trained on, with the VAE's data and estimator: KB of both files, and NLL."""
     data, held = held_out(fixed(mnist))
-    how: dict[str, Any] = {"batch_size": 100, "ema": 0.999, "seed": seed, "keep": "best", "test": held, "resume": True}
-    first, second = {"epochs": 60, "lr": 4e-3}, {"epochs": 3, "lr": 1e-3}
-    nets: dict[str, Any] = {"widths": (24, 44, 76), "hidden": 160}
-    model, _ = fit_stage(made(MVAE, seed, 20, **nets), data, RUNS / f"mvae-float-{seed}.safetensors", **first, **how)
-    small, _ = fit_stage(Quantize()(model), data, RUNS / f"mvae-int8-{seed}.safetensors", **second, **how)
-    sizes = [export_executorch(small, tmp_path / f"{part}.pte", part=part, images=data.test.images).bytes for part in PARTS]
-    nll = {
-        name: likelihood(each, data, data.test.images, num_samples=200) for name, each in {"float": model, "int8": small}.items()
-    }
-    about = {"seed": seed, "batch_size": 100, "ema": 0.999, "float": first, "int8": second, **nets}
+    models, test = mobile(data, held, seed, int8=Quantize()), data.test.images
+    sizes = [export_executorch(models["int8"], tmp_path / f"{part}.pte", part=part, images=test).bytes for part in PARTS]
+    nll = {name: likelihood(model, data, test, num_samples=200) for name, model in models.items()}
+    about = {"seed": seed, "batch_size": 100, "ema": 0.999, "float": FIRST, "int8": SECOND, **MOBILE}
     values = {name: each["value"] for name, each in nll.items()}
     record(
         f"mnist-mvae-nll-{seed}",
         {**about, "nll": values, "measured": nll, "int8_kb": sum(sizes) / 1000, "goal": 89.5, "goal_kb": 128},
     )
+
+
+def test_coreml_precisions(mnist, measured, record, tmp_path):
+    """That MVAE as Core ML packages of every precision: KB of both, and the NLL of test images by evaluating them."""
+    data, held = held_out(fixed(mnist))
+    models = mobile(data, held, 0, palettes6=Palettize(bits=6), palettes4=Palettize(bits=4), int8=Quantize())
+    model = models["float"]
+    images, num_samples = data.test.images[:1000], 50
+    subjects = {
+        **{("none", each): (model, each) for each in ("float16", "int8_weights", "int4")},
+        **{("none", f"{bits}-bit palettes"): (Palettize(bits=bits)(model), "palettized") for bits in (6, 4)},
+        ("trained on", "6-bit palettes"): (models["palettes6"], "palettized"),
+        ("trained on", "4-bit palettes"): (models["palettes4"], "palettized"),
+        ("trained on", "int8"): (models["int8"], "int8"),
+    }
+
+    def measure(training: str, precision: str) -> dict[str, Any]:
+        small, kind = subjects[training, precision]
+        out = tmp_path / f"{training}-{precision}"
+        files = [export_coreml(small, out / f"{part}.mlpackage", part=part, precision=kind, images=images) for part in PARTS]
+        document(out, small, files, images=images)
+        nll = likelihood(deployed(out, model=small, format="coreml"), data, images, num_samples=num_samples)
+        return {"kb": sum(each.bytes for each in files) / 1000, "nll": round(nll["value"], 3), "protocol": nll["protocol"]}
+
+    cases = [{"training": training, "precision": precision} for training, precision in subjects]
+    rows = measured("mnist-coreml-precisions", cases, measure)
+    exact = round(likelihood(model, data, images, num_samples=num_samples)["value"], 3)
+    record("mnist-coreml-precisions", {"num_images": len(images), "float32_nll": exact, "trained_on": SECOND, "rows": rows})
 
 
 CLUSTERED: dict[str, tuple[type[VAE], float]] = {"vade": (VaDE, 94.5), "gmvae": (GMVAE, 90.0), "mvae": (MVAE, 97.2)}

@@ -57,6 +57,7 @@ class Artifact:
 
     Attributes:
         run: inputs → outputs, pictures among them in [0, 1] whatever an app sees them as.
+        in_float16: whether what lies between integers is computed in float16.
         part: what it is of a model, by the shapes of what goes in and comes out.
     """
 
@@ -66,6 +67,7 @@ class Artifact:
     precision: str | None
     pictures: str = "arrays"
     batch_sizes: tuple[int, ...] = (1,)
+    in_float16: bool = False
 
     @functools.cached_property
     def part(self) -> str:
@@ -119,7 +121,7 @@ def evaluated(format: str, program: MilProgram) -> Artifact:
         return [torch.from_numpy(outputs[key]).float() / (255 if key in program.images else 1) for key in program.outputs]
 
     pictures, sizes = "images" if program.images else "arrays", tuple(each[0] for each in program.shapes(name))
-    return Artifact(format, shape, run, program.metadata.get("precision"), pictures, sizes)
+    return Artifact(format, shape, run, program.metadata.get("precision"), pictures, sizes, in_float16=True)
 
 
 def verify(
@@ -159,16 +161,17 @@ def verify(
             f"takes {tuple(reference.example.shape)}"
         )
     inputs = inputs_for(artifact.part, model, images)
+    limits = allowed(model, reference, inputs, in_float16=artifact.in_float16)
     found = []
     for size in artifact.batch_sizes:
         x = inputs[torch.arange(-(-len(inputs) // size) * size) % len(inputs)]  # as many whole batches as all of them take
         expected = outputs_of(reference, x)
         got = outputs_of(artifact.run, x, size=size)
-        found.append(compare(path, reference, got, expected))
+        found.append(compare(path, reference, got, expected, limits))
     worst, psnr = max(most for most, _ in found), min(noise for _, noise in found)
     facts = (artifact.format, artifact.part, precision, size_of(path), worst, psnr, function)
-    rounding = rounding_psnr(model, reference, inputs) if precision in ROUNDED else None
-    return Verification(str(path), *facts, artifact.pictures, artifact.batch_sizes, len(inputs), rounding)
+    rounded = min(noise for _, noise in rounding(model, reference, inputs)) if precision in ROUNDED else None
+    return Verification(str(path), *facts, artifact.pictures, artifact.batch_sizes, len(inputs), rounded)
 
 
 def outputs_of(run: Callable[[Tensor], Sequence[Tensor]], x: Tensor, *, size: int = 1) -> list[Tensor]:
@@ -176,11 +179,23 @@ def outputs_of(run: Callable[[Tensor], Sequence[Tensor]], x: Tensor, *, size: in
     return [torch.cat(output) for output in zip(*(run(each) for each in x.split(size)), strict=True)]
 
 
-def rounding_psnr(model: VAE, reference: Capture, inputs: Tensor) -> float:
-    """The lowest PSNR over the outputs of a graph with rounded weights, against the same in float32."""
+def allowed(model: VAE, reference: Capture, inputs: Tensor, *, in_float16: bool) -> list[float]:
+    """By how much of its range each output may differ from PyTorch.
+
+    float16 between integers takes a value near the middle of two levels for either of them, which costs what rounding to
+    integers does: there it is as much as the integers differ from floats, where that is more.
+    """
+    tolerance = TOLERANCES[reference.precision]
+    if not (in_float16 and reference.precision == "int8"):
+        return [tolerance] * len(reference.outputs)
+    return [max(tolerance, most) for most, _ in rounding(model, reference, inputs)]
+
+
+def rounding(model: VAE, reference: Capture, inputs: Tensor) -> list[tuple[float, float]]:
+    """What each output of a graph with rounded weights, or activations, differs by from the same in float32, and the PSNR."""
     floats = capture(model, reference.part, precision="float32")
     pairs = zip(reference.outputs, outputs_of(reference, inputs), outputs_of(floats, inputs), strict=True)
-    return min(difference(name, ours, theirs)[1] for name, ours, theirs in pairs)
+    return [difference(name, ours, theirs) for name, ours, theirs in pairs]
 
 
 @dataclass(frozen=True)
@@ -219,7 +234,9 @@ def examine(path: str | os.PathLike[str], *, function: str | None = None, seed: 
     return found
 
 
-def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
+def compare(
+    path: object, reference: Capture, got: Sequence[Tensor], expected: Sequence[Tensor], limits: Sequence[float]
+) -> tuple[float, float]:
     """The largest difference and the lowest PSNR over the outputs; ValueError when one is over tolerance."""
     if [tuple(output.shape) for output in got] != [tuple(output.shape) for output in expected]:
         theirs, ours = (", ".join(str(tuple(output.shape[1:])) for output in some) for some in (got, expected))
@@ -227,13 +244,13 @@ def compare(path: object, reference: Capture, got: Sequence[Tensor], expected: S
             f"{path} is of another model: its outputs have the shapes {theirs}, expected {ours} "
             f"({', '.join(reference.outputs)}): give the checkpoint that it was exported from"
         )
-    tolerance = TOLERANCES[reference.precision]
     worst, lowest = 0.0, HIGHEST_PSNR
-    for name, ours, theirs in zip(reference.outputs, got, expected, strict=True):
+    for name, ours, theirs, limit in zip(reference.outputs, got, expected, limits, strict=True):
         most, psnr = difference(name, ours, theirs)
-        if not most <= tolerance:
+        if not most <= limit:
             raise ValueError(
-                f"{path}: output {name!r} differs from PyTorch by {most:.4g}, {reference.precision} allows {tolerance:g}"
+                f"{path}: output {name!r} differs from PyTorch by {most:.4g}, {reference.precision} allows {limit:.4g}; "
+                "if it is of this checkpoint, choose a finer precision"
             )
         if not psnr >= LEAST_PSNR:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.nets.fold import CONVOLUTIONS
+from pyro_mvae.nets.quantized import in_float16
 
 BLOCK, HIGHEST = 32, 7
 
@@ -36,7 +37,7 @@ def in_blocks(weight: Tensor, *, transposed: bool) -> Tensor:
     by_output = weight.transpose(0, 1) if transposed else weight
     size = block_size(by_output.shape[1])
     blocks = by_output.unflatten(1, (-1, size))
-    scale = (blocks.abs().amax((2, 3, 4), keepdim=True) / HIGHEST).clamp(min=1e-8)
+    scale = in_float16(blocks.abs().amax((2, 3, 4), keepdim=True) / HIGHEST)
     rounded = (torch.round(blocks / scale).clamp(-HIGHEST, HIGHEST) * scale).flatten(1, 2)
     return (rounded.transpose(0, 1) if transposed else rounded).contiguous()
 

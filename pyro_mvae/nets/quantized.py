@@ -102,7 +102,8 @@ class ActivationQuantizer(nn.Module):
 class QuantizedConv(nn.Module):
     """A convolution, plain or transposed, whose weights are rounded to integers with one scale per output channel.
 
-    The gradient passes straight through the rounding (17): w_q = w + stop_gradient(round(w / s) s − w), s = max|w| / (2ᵇ⁻¹ − 1).
+    The gradient passes straight through the rounding (17): w_q = w + stop_gradient(round(w / s) s − w), s = max|w| / (2ᵇ⁻¹ − 1)
+    in float16.
 
     Args:
         conv: the layer it takes the place of; its parameters are kept, not copied.
@@ -128,7 +129,7 @@ class QuantizedConv(nn.Module):
     def scales(self) -> Tensor:
         """One scale per output channel."""
         other = [d for d in range(4) if d != self.axis]
-        return (self.conv.weight.detach().abs().amax(other) / self.highest).clamp(min=1e-8)
+        return in_float16(self.conv.weight.detach().abs().amax(other) / self.highest)
 
     def integers(self) -> Tensor:
         scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
@@ -145,6 +146,16 @@ class QuantizedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(self.conv, x, self.rounded_weight())
+
+
+def in_float16(scales: Tensor) -> Tensor:
+    """Scales of weights, rounded to positive numbers that float16 has too, which Core ML keeps them in.
+
+    Example:
+        >>> in_float16(torch.tensor([0.1, 0.0])).tolist()
+        [0.0999755859375, 5.960464477539063e-08]
+    """
+    return scales.half().to(scales.dtype).clamp(min=2.0**-24)
 
 
 def convolve(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, weight: Tensor) -> Tensor:

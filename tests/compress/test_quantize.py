@@ -43,6 +43,20 @@ def test_weights_of_few_bits_have_few_levels_in_the_integers_too():
         QuantizedConv(conv, bits=9)
 
 
+@pytest.mark.parametrize("size", [1e-9, 1e-4, 1.0, 1e3])
+def test_scales_are_numbers_that_float16_has(size):
+    """Weights stay within half a step of what they are rounded to, but the largest, where their scale was rounded down."""
+    conv = nn.Conv2d(3, 5, 3).requires_grad_(False)
+    nn.init.normal_(conv.weight, std=size)
+    quantized = QuantizedConv(conv)
+    scales = quantized.scales()
+    assert torch.equal(scales, scales.half().float())
+    assert (scales > 0).all()
+    steps = (quantized.rounded_weight() - conv.weight).abs().amax((1, 2, 3)) / scales
+    clipped = conv.weight.abs().amax((1, 2, 3)) / scales - 127
+    assert (steps <= clipped.clamp(min=0.5) + 1e-4).all()
+
+
 def test_learned_ranges_have_the_gradient_of_finite_differences():
     """What is beyond the range becomes its end, and moves with it alone."""
     quantizer = ActivationQuantizer(bounds=None).double().train()
