@@ -1,12 +1,23 @@
-"""Scripts for people with a phone, against an `adb` that says what one would."""
+"""Scripts for people with a phone or a Mac, against an `adb`, or a Core ML, that says what one would."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from pyro_mvae import export_coreml, export_coreml_functions
+from pyro_mvae.export import MilProgram
+from tests.catalog import MODELS
+
+DIFFERENCES = Path(__file__).parents[1] / "scripts/core_ml_differences.py"
 SCRIPT = Path(__file__).parents[1] / "scripts/android_latency.sh"
 ADB = """#!/usr/bin/env bash
 echo "$*" >> "$ADB_LOG"
@@ -64,3 +75,55 @@ def test_a_runner_that_tells_no_time_and_other_mistakes(phone, tmp_path):
     assert "rm -rf" in (tmp_path / "adb.log").read_text(), "nothing is left on the phone"
     assert "usage" in called(words[:2]).stderr
     assert "no file at" in called([*words, "gone.pte"]).stderr
+
+
+class CoreML:
+    """Core ML as a Mac's is called: by the evaluator, and wrong by a tenth on the neural engine."""
+
+    def __init__(self, package, *, compute_units, function_name="main"):
+        self.program, self.wrong = MilProgram.load(package, function=function_name), compute_units.name == "CPU_AND_NE"
+
+    def predict(self, given):
+        arrays = {}
+        for name, value in given.items():
+            assert isinstance(value, Image.Image) == (name in self.program.images)
+            tensor = np.asarray(value, np.float32)
+            arrays[name] = (tensor.transpose(2, 0, 1)[None] if tensor.ndim == 3 else tensor) if value is not tensor else tensor
+        found = {name: value + 0.1 * self.wrong for name, value in self.program(arrays).items()}
+        return {name: self.shown(value) if name in self.program.images else value for name, value in found.items()}
+
+    def shown(self, pixels):
+        return Image.fromarray(pixels[0].transpose(1, 2, 0).round().astype(np.uint8)).convert("RGBA")
+
+
+@pytest.fixture
+def core_ml_differences(monkeypatch):
+    spec = importlib.util.spec_from_file_location("core_ml_differences", DIFFERENCES)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    stand_in = SimpleNamespace(models=SimpleNamespace(MLModel=CoreML), ComputeUnit=script.ct.ComputeUnit)
+    monkeypatch.setattr(script, "ct", stand_in)
+    return script
+
+
+def test_units_that_compute_something_else_are_seen(core_ml_differences, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    model = MODELS["VAE"]((1, 16, 16)).eval()
+    export_coreml_functions(model, tmp_path / "both.mlpackage", parts=("encoder", "decoder"))
+    monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "both.mlpackage")])
+    core_ml_differences.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9, "two outputs of the encoder, one of the decoder, on three units"
+    for line in lines:
+        most = float(line.split("at most ")[1].split(",")[0])
+        assert most == pytest.approx(0.1 if "CPU_AND_NE" in line else 0, abs=1e-3), line
+
+
+def test_pictures_are_given_and_got_as_such(core_ml_differences, tmp_path):
+    torch.manual_seed(0)
+    package = str(tmp_path / "reconstruct.mlpackage")
+    export_coreml(MODELS["VAE"]((3, 16, 16)).eval(), package, part="reconstruct", pictures="images")
+    found = list(core_ml_differences.differences(package, function="main", several=False))
+    assert [units for units, *_ in found] == list(core_ml_differences.UNITS)
+    assert all(most <= 0.6 for *_, most, _ in found), "whole levels, and nothing transposed"
+    assert all(span > 1 for *_, span in found)

@@ -18,7 +18,7 @@ from pyro_mvae.environment import environment
 from pyro_mvae.export.capture import PARTS, PREDICTIVE, Capture, capture
 from pyro_mvae.export.delegation import delegation
 from pyro_mvae.export.onnx import opset_of
-from pyro_mvae.export.packages import needs
+from pyro_mvae.export.packages import DEFAULT_TARGETS, needs
 from pyro_mvae.export.verify import Verification
 from pyro_mvae.inference.checkpoint import digest
 from pyro_mvae.likelihoods import LogisticLikelihood
@@ -27,6 +27,7 @@ from pyro_mvae.nets.macs import macs_of
 
 SCHEMA = 2
 NAME = "manifest.json"
+IN_EXECUTORCH = "Core ML in ExecuTorch"
 AGAIN = "export the files again, to another folder or with --overwrite"
 ASIDE = "give another folder, or --overwrite"
 PIXELS_IN = {"meaning": "pixels, raw", "range": [0, 255]}
@@ -119,7 +120,7 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
     verified["images"] = facts.pop("num_images")
     asked: dict[str, Callable[[Path], dict[str, Any]]] = {
         "coreml": needs,
-        "executorch": lambda path: {"delegation": asdict(delegation(path.read_bytes()))},
+        "executorch": lambda path: lowered(path.read_bytes(), precision=verification.precision),
         "onnx": lambda path: {"opset": opset_of(path)},
     }
     return {
@@ -135,6 +136,12 @@ def entry_of(folder: Path, model: VAE, verification: Verification) -> dict[str, 
     }
 
 
+def lowered(content: bytes, *, precision: str) -> dict[str, Any]:
+    """What a manifest says of a `.pte`: what runs it, and, where that is Core ML, the oldest system that does."""
+    found = delegation(content)
+    return {"delegation": asdict(found), **({"target": DEFAULT_TARGETS[precision]} if found.backend == "coreml" else {})}
+
+
 def tensors_of(model: VAE, graph: Capture, *, type: str, pictures: str = "arrays") -> dict[str, list[dict[str, Any]]]:
     """What a manifest says of what goes into a part and what comes out, for a batch of one."""
     outputs = zip(graph.outputs, graph(graph.example), strict=True)
@@ -147,19 +154,28 @@ def tensors_of(model: VAE, graph: Capture, *, type: str, pictures: str = "arrays
     }
 
 
+def runtime_of(entry: Mapping[str, Any]) -> str:
+    """What runs a file of a manifest: its format, or `IN_EXECUTORCH`, which is no Android app's.
+
+    Example:
+        >>> runtime_of({"format": "onnx"}), runtime_of({"format": "executorch", "delegation": {"backend": "coreml"}})
+        ('onnx', 'Core ML in ExecuTorch')
+    """
+    return IN_EXECUTORCH if entry.get("delegation", {}).get("backend") == "coreml" else entry["format"]
+
+
 def for_apple(entry: Mapping[str, Any]) -> bool:
     """Whether a file of a manifest is run by Core ML: a package, or a program for its delegate."""
-    return entry["format"] == "coreml" or entry.get("delegation", {}).get("backend") == "coreml"
+    return runtime_of(entry) in ("coreml", IN_EXECUTORCH)
 
 
-def in_format(files: Iterable[Mapping[str, Any]], format: str) -> list[Mapping[str, Any]]:
-    """Files of a manifest in a format, for its usual runtime: a program for Core ML's delegate is no Android app's."""
-    return [entry for entry in files if entry["format"] == format and (format == "coreml" or not for_apple(entry))]
-
-
-def one_a_part(files: Iterable[Mapping[str, Any]], format: str) -> list[Mapping[str, Any]]:
-    """The first file of each part in a format: what a page shows and a monitor watches."""
-    return list({each["part"]: each for each in reversed(in_format(files, format))}.values())[::-1]
+def one_a_part(files: Iterable[Mapping[str, Any]], runtime: str) -> list[Mapping[str, Any]]:
+    """The first file of each part for a runtime: what a page shows and a monitor watches."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for entry in files:
+        if runtime_of(entry) == runtime:
+            found.setdefault(entry["part"], entry)
+    return list(found.values())
 
 
 def precision_noted(path: str | os.PathLike[str]) -> str | None:

@@ -8,16 +8,22 @@ from string import Template
 from typing import Any
 
 from pyro_mvae.atomic import write_text
-from pyro_mvae.export.manifest import describe, one_a_part
+from pyro_mvae.export.manifest import IN_EXECUTORCH, describe, one_a_part, runtime_of
 
 NAME = "README.md"
 MARK = "<!-- written by pyro-mvae from manifest.json -->"
-LANGUAGES = {"coreml": "Swift", "executorch": "Kotlin", "onnx": "JavaScript"}
+LANGUAGES = {"coreml": "Swift", IN_EXECUTORCH: "Swift", "executorch": "Kotlin", "onnx": "JavaScript"}
 RUNTIMES = {
+    IN_EXECUTORCH: ("`executorch` and `backend_coreml` of the Swift package ExecuTorch", "executorch"),
     "executorch": ("`org.pytorch:executorch-android` of Maven", "executorch"),
     "onnx": ("`onnxruntime-web` of npm", "onnxruntime"),
 }
 """What apps load files with, and the distribution that has the same version here."""
+WHERE = {"coreml": "{}", IN_EXECUTORCH: "{}, in ExecuTorch", "executorch": "Android", "onnx": "browsers, servers"}
+WHICH = (
+    "An app takes one file of each part it needs: of those whose system is no newer than the oldest it runs on, the smallest. "
+    "What rounding costs is under `verified` in `manifest.json`; files of one precision were rounded alike."
+)
 NOT_COMPILED = "It was neither compiled nor run where the files were made."
 
 SWIFT_LOAD = "return try MLModel(contentsOf: package)"
@@ -52,7 +58,7 @@ private func upright(_ picture: UIImage) -> CGImage {
 """)
 SWIFT_PIXELS = Template("""\
 /// A picture as the model wants it: pixels of 0–255, (1, $channels, $height, $width).
-private func pixels(of picture: UIImage) throws -> MLMultiArray {
+private func pixels(of picture: UIImage) -> [Float] {
     let (channels, height, width, bytesPerPixel) = ($channels, $height, $width, $stride)
     var bytes = [UInt8](repeating: 0, count: height * width * bytesPerPixel)
     bytes.withUnsafeMutableBytes { buffer in
@@ -61,19 +67,15 @@ private func pixels(of picture: UIImage) throws -> MLMultiArray {
             space: $space, bitmapInfo: $alpha.rawValue)
         context?.draw(upright(picture), in: CGRect(x: 0, y: 0, width: width, height: height))
     }
-    let array = try MLMultiArray(shape: [1, $channels, $height, $width], dataType: .float32)
-    for channel in 0..<channels {
-        for place in 0..<(height * width) {
-            array[channel * height * width + place] = NSNumber(value: bytes[place * bytesPerPixel + channel])
-        }
+    return (0..<channels).flatMap { channel in
+        (0..<(height * width)).map { place in Float(bytes[place * bytesPerPixel + channel]) }
     }
-    return array
 }
 """)
-SWIFT_CODE = Template("""\
-/// A code: the `loc` of an encoder, or noise.
-private func code(of values: [Float]) throws -> MLMultiArray {
-    let array = try MLMultiArray(shape: [1, $latents], dataType: .float32)
+SWIFT_ARRAY = Template("""\
+/// Values as Core ML takes them.
+private func array(of values: [Float]) throws -> MLMultiArray {
+    let array = try MLMultiArray(shape: [$shape], dataType: .float32)
     for (place, value) in values.enumerated() { array[place] = NSNumber(value: value) }
     return array
 }
@@ -84,10 +86,27 @@ import UIKit
 
 $once
 $prepare
+/// $outputs.
 func $part(_ given: $given) throws -> [String: MLMultiArray] {
-    let input = try MLDictionaryFeatureProvider(dictionary: ["$input": $converted(of: given)])
+    let input = try MLDictionaryFeatureProvider(dictionary: ["$input": array(of: $converted)])
     let output = try loaded.get().prediction(from: input)
-    return Dictionary(uniqueKeysWithValues: [$outputs].map { ($$0, output.featureValue(for: $$0)!.multiArrayValue!) })
+    return Dictionary(uniqueKeysWithValues: [$names].map { ($$0, output.featureValue(for: $$0)!.multiArrayValue!) })
+}
+""")
+SWIFT_EXECUTORCH = Template("""\
+import ExecuTorch
+import UIKit
+
+/// Loaded once, and kept: loading takes longer than a call.
+private let module = Module(filePath: Bundle.main.path(forResource: "$stem", ofType: "pte")!)  // $path
+$prepare
+/// $outputs.
+func $part(_ given: $given) throws -> [[Float]] {
+    let outputs: [Value] = try module.forward([Tensor<Float>($converted, shape: [$shape])])
+    return outputs.map { output in
+        let tensor: Tensor<Float> = output.tensor()!
+        return tensor.scalars()
+    }
 }
 """)
 SWIFT_IMAGES = Template("""\
@@ -195,26 +214,49 @@ def write_readme(folder: Path) -> None:
 def readme(manifest: Mapping[str, Any]) -> str:
     """The page for the files of a manifest."""
     model = manifest["model"]
-    lines = [MARK, "", f"# Files of the model {model['class']}", "", "| file | part | precision | bytes |", "|---|---|---|---|"]
-    lines += [f"| `{each['path']}` | {each['part']} | {each['precision']} | {each['bytes']:,} |" for each in manifest["files"]]
+    lines = [
+        MARK,
+        "",
+        f"# Files of the model {model['class']}",
+        "",
+        "| file | part | precision | bytes | for |",
+        "|---|---|---|---|---|",
+    ]
     lines += [
+        f"| `{each['path']}` | {each['part']} | {each['precision']} | {each['bytes']:,} | {running(each)} |"
+        for each in manifest["files"]
+    ]
+    lines += [
+        "",
+        WHICH,
         "",
         "`manifest.json` says what goes into each and what comes out; the meaning of a decoder's `z` is how the app draws it.",
         "",
     ]
-    for format, language in LANGUAGES.items():
-        for entry in one_a_part(manifest["files"], format):
+    for runtime, language in LANGUAGES.items():
+        for entry in one_a_part(manifest["files"], runtime):
             lines += [
-                f"## {entry['part'].capitalize()} in {language}",
+                f"## {entry['part'].capitalize()} in {language}{', by ExecuTorch' if runtime == IN_EXECUTORCH else ''}",
                 "",
-                f"For `{entry['path']}`{needing(entry)}{runtime(entry, format)}. {NOT_COMPILED}",
+                f"For `{entry['path']}`{needing(entry)}{having(entry)}. {NOT_COMPILED}",
                 "",
                 f"```{language.lower()}",
-                SNIPPETS[format](entry).rstrip(),
+                SNIPPETS[runtime](entry).rstrip(),
                 "```",
                 "",
             ]
     return "\n".join(lines)
+
+
+def running(entry: Mapping[str, Any]) -> str:
+    """What runs a file.
+
+    Example:
+        >>> running({"format": "coreml", "target": "iOS18"}), running({"format": "onnx"})
+        ('iOS18 or later', 'browsers, servers')
+    """
+    target = entry.get("target")
+    return WHERE[runtime_of(entry)].format(f"{target} or later" if target else "iOS")
 
 
 def needing(entry: Mapping[str, Any]) -> str:
@@ -223,9 +265,9 @@ def needing(entry: Mapping[str, Any]) -> str:
     return "".join(f", {part}" for part in parts if part)
 
 
-def runtime(entry: Mapping[str, Any], format: str) -> str:
+def having(entry: Mapping[str, Any]) -> str:
     """What an app has to have to run a file, in the version that it was verified with."""
-    package, distribution = RUNTIMES.get(format, ("", ""))
+    package, distribution = RUNTIMES.get(runtime_of(entry), ("", ""))
     version = entry.get("versions", {}).get(distribution)
     return f", with {package}, {version} here" if version else ""
 
@@ -241,21 +283,31 @@ def loading(entry: Mapping[str, Any]) -> str:
 
 def swift(entry: Mapping[str, Any]) -> str:
     """A function that calls a Core ML package."""
-    (source,) = entry["inputs"]
-    names = ", ".join(f'"{output["name"]}"' for output in entry["outputs"])
     once = SWIFT_ONCE.substitute(path=entry["path"], stem=Path(entry["path"]).stem, load=loading(entry))
-    common = {"part": entry["part"], "input": source["name"], "outputs": names, "once": once}
+    common = {**called(entry), "once": once}
     if entry.get("pictures") == "images":
         return swift_with_images(entry, common)
+    prepare, given = prepared(entry)
+    return SWIFT.substitute(common, prepare=f"{prepare}{SWIFT_ARRAY.substitute(common)}", **given)
+
+
+def swift_executorch(entry: Mapping[str, Any]) -> str:
+    """A function that calls an ExecuTorch program that Core ML runs."""
+    prepare, given = prepared(entry)
+    return SWIFT_EXECUTORCH.substitute(called(entry), stem=Path(entry["path"]).stem, prepare=prepare, **given)
+
+
+def prepared(entry: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """What makes numbers of what Swift is given, and what that is."""
+    (source,) = entry["inputs"]
     if len(source["shape"]) == 2:
-        prepare = SWIFT_CODE.substitute(latents=source["shape"][1])
-        return SWIFT.substitute(common, prepare=prepare, given="[Float]", converted="code")
+        return "", {"given": "[Float]", "converted": "given"}
     _, channels, height, width = source["shape"]
     grey = {"stride": 1, "space": "CGColorSpaceCreateDeviceGray()", "alpha": "CGImageAlphaInfo.none"}
     colour = {"stride": 4, "space": "CGColorSpaceCreateDeviceRGB()", "alpha": "CGImageAlphaInfo.noneSkipLast"}
     sizes = {"channels": channels, "height": height, "width": width, **(grey if channels == 1 else colour)}
-    prepare = f"{SWIFT_UPRIGHT.substitute(sizes)}\n{SWIFT_PIXELS.substitute(sizes)}"
-    return SWIFT.substitute(common, prepare=prepare, given="UIImage", converted="pixels")
+    text = f"{SWIFT_UPRIGHT.substitute(sizes)}\n{SWIFT_PIXELS.substitute(sizes)}"
+    return text, {"given": "UIImage", "converted": "pixels(of: given)"}
 
 
 def swift_with_images(entry: Mapping[str, Any], common: Mapping[str, str]) -> str:
@@ -263,9 +315,8 @@ def swift_with_images(entry: Mapping[str, Any], common: Mapping[str, str]) -> st
     (source,) = entry["inputs"]
     shown = "".join(SWIFT_SHOWN.substitute(output=each["name"]) for each in entry["outputs"] if each["type"].startswith("image"))
     if len(source["shape"]) == 2:
-        prepare = SWIFT_CODE.substitute(latents=source["shape"][1])
-        value = "MLFeatureValue(multiArray: try code(of: given))"
-        return SWIFT_IMAGES.substitute(common, given="[Float]", value=value, shown=f"\n{prepare}{shown}")
+        value, array = "MLFeatureValue(multiArray: try array(of: given))", SWIFT_ARRAY.substitute(common)
+        return SWIFT_IMAGES.substitute(common, given="[Float]", value=value, shown=f"\n{array}{shown}")
     _, channels, height, width = source["shape"]
     kind = "kCVPixelFormatType_OneComponent8" if channels == 1 else "kCVPixelFormatType_32BGRA"
     value = SWIFT_IMAGE.substitute(width=width, height=height, format=kind)
@@ -287,8 +338,7 @@ def kotlin(entry: Mapping[str, Any]) -> str:
 def javascript(entry: Mapping[str, Any]) -> str:
     """A function that calls an ONNX model in a browser."""
     (source,) = entry["inputs"]
-    names = ", ".join(f'"{output["name"]}"' for output in entry["outputs"])
-    common = {**called(entry), "input": source["name"], "names": names}
+    common = called(entry)
     if len(source["shape"]) == 2:
         return JAVASCRIPT.substitute(common, prepare="", given="a Float32Array", converted="given")
     _, channels, height, width = source["shape"]
@@ -307,8 +357,15 @@ def called(entry: Mapping[str, Any]) -> dict[str, str]:
         "kind": kind,
         "path": entry["path"],
         "shape": shape,
+        "input": entry["inputs"][0]["name"],
+        "names": ", ".join(f'"{output["name"]}"' for output in entry["outputs"]),
         "outputs": outputs[0].upper() + outputs[1:],
     }
 
 
-SNIPPETS: dict[str, Callable[[Mapping[str, Any]], str]] = {"coreml": swift, "executorch": kotlin, "onnx": javascript}
+SNIPPETS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "coreml": swift,
+    IN_EXECUTORCH: swift_executorch,
+    "executorch": kotlin,
+    "onnx": javascript,
+}

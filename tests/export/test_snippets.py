@@ -20,10 +20,12 @@ def entry(part, format, path, shape, outputs):
     return {"part": part, "format": format, "path": path, "precision": "int8", "bytes": 1, "inputs": [source], "outputs": tensors}
 
 
+FOR_CORE_ML = {"delegation": {"backend": "coreml"}, "target": "iOS18"}
 FILES = [
     entry("encoder", "coreml", "encoder.mlpackage", [1, 3, 20, 24], ["loc", "scale"]),
     entry("encoder", "coreml", "encoder-float16.mlpackage", [1, 3, 20, 24], ["loc", "scale"]),
     entry("decoder", "coreml", "decoder.mlpackage", [1, 7], ["image"]),
+    {**entry("encoder", "executorch", "apple.pte", [1, 1, 20, 24], ["loc", "scale"]), **FOR_CORE_ML},
     entry("encoder", "executorch", "encoder.pte", [1, 3, 20, 24], ["loc", "scale"]),
     entry("decoder", "executorch", "decoder.pte", [1, 7], ["image"]),
     entry("anomaly", "executorch", "anomaly.pte", [1, 1, 20, 24], ["score"]),
@@ -38,7 +40,7 @@ def snippets(language):
     return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
-@pytest.mark.parametrize(("language", "number"), [("swift", 2), ("kotlin", 3), ("javascript", 3)])
+@pytest.mark.parametrize(("language", "number"), [("swift", 3), ("kotlin", 3), ("javascript", 3)])
 def test_a_snippet_for_each_part(language, number):
     found = snippets(language)
     assert len(found) == number, "one a part, however many precisions there are"
@@ -49,14 +51,16 @@ def test_a_snippet_for_each_part(language, number):
 
 
 def test_sizes_and_names_are_the_files():
-    encoder, decoder = snippets("swift")
-    assert '["image": pixels(of: given)]' in encoder
+    encoder, decoder, apple = snippets("swift")
+    assert '["image": array(of: pixels(of: given))]' in encoder
     assert '["loc", "scale"]' in encoder
     assert 'forResource: "encoder"' in encoder
     assert "shape: [1, 3, 20, 24]" in encoder
     assert "(3, 20, 24, 4)" in encoder, "red, green, blue, and a byte that is not used"
-    assert '["z": code(of: given)]' in decoder
+    assert '["z": array(of: given)]' in decoder
     assert "shape: [1, 7]" in decoder
+    assert 'forResource: "apple", ofType: "pte"' in apple
+    assert "Tensor<Float>(pixels(of: given), shape: [1, 1, 20, 24])" in apple
     colour, code, grey = snippets("kotlin")
     assert "longArrayOf(1, 3, 20, 24)" in colour
     assert "Color.blue(colour))[i / colours.size]" in colour
@@ -70,6 +74,21 @@ def test_sizes_and_names_are_the_files():
     assert "new OffscreenCanvas(24, 20)" in grey
     assert "0.587" in grey
     assert '{ z: new ort.Tensor("float32", given, [1, 7]) }' in code
+
+
+def test_which_file_an_app_takes():
+    packages = [{**FILES[0], "target": "iOS18"}, {**FILES[1], "target": "iOS16"}]
+    page = readme({"model": {"class": "VAE"}, "files": [*packages, *FILES[3:]]})
+    for path, where in {
+        "encoder.mlpackage": "iOS18 or later",
+        "encoder-float16.mlpackage": "iOS16 or later",
+        "apple.pte": "iOS18 or later, in ExecuTorch",
+        "encoder.pte": "Android",
+        "encoder.onnx": "browsers, servers",
+    }.items():
+        assert f"| `{path}` | encoder | int8 | 1 | {where} |" in page
+    assert "## Encoder in Swift, by ExecuTorch" in page
+    assert "For `apple.pte`, iOS18 or later." in page
 
 
 ORT = """
@@ -127,8 +146,8 @@ def test_javascript_runs(number, tmp_path):
 
 def test_files_are_loaded_once_and_in_the_version_they_were_verified_with():
     for text in snippets("swift"):
-        assert text.index("private let loaded") < text.index("func ")
-        assert text.count("MLModel(contentsOf") == 1
+        assert re.search(r"^private let (loaded|module) = ", text, re.MULTILINE), "once, outside of any function"
+        assert text.count("MLModel(contentsOf") + text.count("Module(filePath") == 1
     for text in snippets("kotlin"):
         assert "private val module = Module.load(path, Module.LOAD_MODE_FILE, 1)" in text
         assert "module.destroy()" in text
@@ -162,7 +181,7 @@ def test_what_a_file_asks_of_where_it_runs_is_said():
 
 def test_it_says_that_it_was_not_compiled():
     page = readme({"model": {"class": "VAE"}, "files": FILES})
-    assert page.count("neither compiled nor run") == 8
+    assert page.count("neither compiled nor run") == 9
 
 
 def test_it_is_written_again_and_nobody_elses_is(tmp_path):
