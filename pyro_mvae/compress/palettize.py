@@ -13,9 +13,9 @@ from pyro_mvae.theta import Weights, last_layer
 
 @dataclass(frozen=True)
 class Palettize:
-    """Give each convolution 2ᵇ values for its weights, by k-means, and let training move those values.
+    """Give each convolution 2ᵇ values for its weights, by k-means, times a scale for each channel, and let training move both.
 
-    Batch normalisation is folded first. Core ML keeps the palette and b bits a weight (`export_coreml` with precision
+    Batch normalisation is folded first. Core ML keeps the palette, scales and b bits a weight (`export_coreml` with precision
     "palettized"); activations are floats. Layers of fewer than 4 weights to a value are left as they are, as is one whose
     weights are Bayesian.
 

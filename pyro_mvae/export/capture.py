@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.blockwise import blockwise
 from pyro_mvae.nets.fold import fold_batch_norm
-from pyro_mvae.nets.palette import with_weights
+from pyro_mvae.nets.palette import with_scales, with_weights
 from pyro_mvae.nets.quantized import as_floats, as_integer_weights, as_integers, check_calibrated, is_quantized
 from pyro_mvae.theta import Precision, Weights
 
@@ -230,7 +230,8 @@ def as_exported(model: VAE, precision: str) -> VAE:
 
 def at_precision(net: nn.Module, precision: str) -> nn.Module:
     """A copy of a net, in evaluation mode, that computes as the exported file will."""
-    net = with_weights(net).eval().requires_grad_(False)
+    apart = with_scales if precision == "palettized" else with_weights
+    net = apart(net).eval().requires_grad_(False)
     if is_quantized(net):
         check_calibrated(net)
         return as_integers(net) if precision == "int8" else as_floats(net)

@@ -31,6 +31,8 @@ PICTURES = ("arrays", "images")
 COMPUTED = "FLOAT16"
 """What is computed in where no integers are."""
 COLOURS = {1: "GRAYSCALE", 3: "RGB"}
+# these would multiply a palette's values by scales, after which they are many
+MERGING_PASSES = ("common::fuse_conv_scale", "common::fuse_conv_batchnorm")
 OWN_FIELDS = ("author", "license", "version")
 DESCRIPTIONS = {
     "encoder": "Encodes a picture as mean and spread of its code.",
@@ -197,7 +199,7 @@ def convert(
     as_image = {"color_layout": getattr(ct.colorlayout, COLOURS[model.image_shape[0]])} if pictures == "images" else None
     with quiet():
         passes = ct.PassPipeline.DEFAULT
-        passes.remove_passes(WRONG_PASSES)
+        passes.remove_passes((*WRONG_PASSES, *(MERGING_PASSES if precision == "palettized" else ())))
         package = ct.convert(
             graph.program(any_batch=len(batch_sizes) > 1).run_decompositions({}),
             inputs=[described(graph.input, as_image, shape=shape_of(graph, batch_sizes))],

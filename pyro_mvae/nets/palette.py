@@ -1,4 +1,4 @@
-"""Layers whose weights are chosen from a palette of a few values, which is all that a file has to hold of them."""
+"""Layers whose weights are chosen from a palette of a few values, times a scale for each channel: all that a file has to hold."""
 
 from __future__ import annotations
 
@@ -20,36 +20,81 @@ FEWEST = 4
 
 
 class PalettizedConv(nn.Module):
-    """A convolution, plain or transposed, each of whose weights is one of 2ᵇ values: w = palette[index].
+    """A convolution, plain or transposed, each of whose weights is one of 2ᵇ values, times the scale of its output channel.
 
-    In training the values move, each by the gradients of all its weights, and which weight has which value stays (Han et al.,
-    Deep Compression, 2016).
+    w = scale[channel] palette[index]. In training scales and values move, each by the gradients of all its weights, and which
+    weight has which value stays (Han et al., Deep Compression, 2016).
 
     Args:
         conv: the layer it takes the place of; its bias is kept, its weight is not.
-        palette, indices: the values, and which of them each weight is.
+        scale, palette, indices: of the channels, the values, and which of them each weight is.
 
     Example:
-        >>> conv = nn.Conv2d(4, 8, 3)
-        >>> len(PalettizedConv(conv, *clustered(conv.weight, bits=2)).weight.unique())
-        4
+        >>> layer = PalettizedConv.of(nn.Conv2d(4, 8, 3), bits=2)
+        >>> len(layer.chosen().unique()), layer.scale.shape
+        (4, torch.Size([8]))
     """
 
     indices: Tensor
 
-    def __init__(self, conv: Any, palette: Tensor, indices: Tensor):
+    def __init__(self, conv: Any, scale: Tensor, palette: Tensor, indices: Tensor):
         super().__init__()
-        self.conv, self.palette = conv, nn.Parameter(palette)
+        self.conv, self.scale, self.palette = conv, nn.Parameter(scale), nn.Parameter(palette)
         self.register_buffer("indices", indices)
         self.conv.weight = None
+
+    @classmethod
+    def of(cls, conv: Any, *, bits: int) -> PalettizedConv:
+        """A convolution with the palette that suits its weights, each channel's divided by the largest."""
+        weight = conv.weight.detach()
+        scale = by_output(conv, weight).abs().amax((1, 3)).flatten()
+        return cls(conv, scale, *clustered(weight / spread(conv, scale.clamp(min=1e-12), weight), bits=bits))
+
+    def chosen(self) -> Tensor:
+        """The value of each weight, not scaled."""
+        return self.palette[self.indices.long().reshape(-1)].view(self.indices.shape)
 
     @property
     def weight(self) -> Tensor:
         """The weights that the layer has."""
-        return self.palette[self.indices.long().reshape(-1)].view(self.indices.shape)
+        values = self.chosen()
+        return values * spread(self.conv, self.scale, values)
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(self.conv, x, self.weight)
+
+
+def by_output(conv: Any, weight: Tensor) -> Tensor:
+    """A convolution's weight as (groups, inputs of one, outputs of one, places of the kernel)."""
+    if conv.transposed:
+        return weight.view(conv.groups, -1, *weight.shape[1:]).flatten(3)
+    return weight.view(conv.groups, -1, *weight.shape[1:]).flatten(3).transpose(1, 2)
+
+
+def spread(conv: Any, scale: Tensor, weight: Tensor) -> Tensor:
+    """One number for each output channel, shaped so that it multiplies a convolution's weight.
+
+    Example:
+        >>> spread(nn.ConvTranspose2d(4, 6, 3, groups=2), torch.arange(6.0), torch.zeros(4, 3, 3, 3))[:, :, 0, 0]
+        tensor([[0., 1., 2.],
+                [0., 1., 2.],
+                [3., 4., 5.],
+                [3., 4., 5.]])
+    """
+    if not conv.transposed:
+        return scale[:, None, None, None]
+    return scale.view(conv.groups, -1).repeat_interleave(len(weight) // conv.groups, 0)[:, :, None, None]
+
+
+class ScaleAndShift(nn.Module):
+    """y = scale[channel] x + shift[channel]."""
+
+    def __init__(self, scale: Tensor, shift: Tensor):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(scale[:, None, None]), nn.Parameter(shift[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.shift
 
 
 @torch.no_grad()
@@ -84,7 +129,7 @@ def palettized(net: nn.Module, *, bits: int, but: str | None = None) -> nn.Modul
     net = fold_batch_norm(net)
     for name, layer in list(net.named_modules()):
         if isinstance(layer, CONVOLUTIONS) and name != but and layer.weight.numel() >= FEWEST * 2**bits:
-            net.set_submodule(name, PalettizedConv(layer, *clustered(layer.weight, bits=bits)))
+            net.set_submodule(name, PalettizedConv.of(layer, bits=bits))
     return net
 
 
@@ -100,9 +145,20 @@ def with_palettes(net: nn.Module, *, bits: int, layers: Sequence[str]) -> nn.Mod
     """`net`, made again into what `how_palettized` says of one; its values wait to be filled."""
     for name in layers:
         conv: Any = net.get_submodule(name)
-        blank = torch.zeros_like(conv.weight, dtype=torch.uint8)
-        net.set_submodule(name, PalettizedConv(conv, conv.weight.new_zeros(2**bits), blank))
+        scale, palette = (conv.weight.new_zeros(size) for size in (conv.out_channels, 2**bits))
+        net.set_submodule(name, PalettizedConv(conv, scale, palette, torch.zeros_like(conv.weight, dtype=torch.uint8)))
     return net
+
+
+def with_scales(net: nn.Module) -> nn.Module:
+    """A copy of a palettised net with plain convolutions again, whose weights are its values, and scales after them."""
+
+    def apart(layer: Any) -> nn.Module:
+        bias = torch.zeros_like(layer.scale) if layer.conv.bias is None else layer.conv.bias
+        layer.conv.weight, layer.conv.bias = nn.Parameter(layer.chosen().detach()), None
+        return nn.Sequential(layer.conv, ScaleAndShift(layer.scale.detach(), bias.detach()))
+
+    return replaced(copy.deepcopy(net), {PalettizedConv: apart})
 
 
 def with_weights(net: nn.Module) -> nn.Module:
