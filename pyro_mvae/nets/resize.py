@@ -27,7 +27,8 @@ def resize(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         if isinstance(layer, PalettizedConv) and (indices := tensors.get(f"{name}.indices")) is not None:
             conv: Any = layer.conv
             resize_convolution(conv, indices)
-            layer.indices, layer.scale = torch.zeros_like(indices), nn.Parameter(torch.zeros_like(tensors[f"{name}.scale"]))
+            layer.indices = torch.zeros_like(indices)
+            layer.scale = nn.Parameter(torch.zeros(conv.out_channels))
             conv.weight = None
         weight = tensors.get(f"{name}.weight")
         if weight is None:
