@@ -168,10 +168,10 @@ def verify(*, artifact: str, checkpoint: str | None, data: str | None, precision
                 click.echo(f"{artifact}, {name}: {output}")
         return
     model = pyro_mvae.load_model(checkpoint)
+    noted = precision_noted(artifact, model)
     images = data_for(model, data).test.images if data else None
     for name in names if len(names) > 1 else (None,):
-        noted = precision or precision_noted(artifact)
-        show(pyro_mvae.verify(artifact, model, precision=noted, images=images, function=name))
+        show(pyro_mvae.verify(artifact, model, precision=precision or noted, images=images, function=name))
 
 
 def show(result: pyro_mvae.Verification) -> None:

@@ -21,7 +21,7 @@ from pyro_mvae.export.mil import MilProgram
 from pyro_mvae.export.packages import DEFAULT_TARGETS, WRONG_PASSES, settle
 
 PACKAGE, METADATA = "model.mlpackage", "metadata.json"
-FOR_DEBUGGING = ("debug_info.json", f"{PACKAGE}/executorch_debug_handle_mapping.json")
+FOR_DEBUGGING = "debug_info.json"
 
 
 @contextmanager
@@ -53,8 +53,7 @@ def core_ml(precision: str) -> Iterator[Any]:
 
 def settle_lowered(folder: Path, *, precision: str) -> None:
     """Settle a package and what lies beside it. A device keeps compiled models by their identifier, so it is of the content."""
-    for name in FOR_DEBUGGING:
-        (folder / name).unlink(missing_ok=True)
+    (folder / FOR_DEBUGGING).unlink(missing_ok=True)
     settle(folder / PACKAGE, facts={"precision": precision})
     content = hashlib.sha256()
     for file in sorted(file for file in (folder / PACKAGE).rglob("*") if file.is_file()):
@@ -81,7 +80,7 @@ def delegated(content: bytes) -> MilProgram | None:
             f"operations outside are {outside}"
         )
     (plan,) = program.execution_plan
-    unflatten = import_quietly("executorch.backends.apple.coreml").executorchcoreml.unflatten_directory_contents
+    unflatten = import_quietly("executorch.backends.apple.coreml.executorchcoreml").unflatten_directory_contents
     with tempfile.TemporaryDirectory() as folder, quiet():
         unflatten(program.backend_delegate_data[plan.delegates[0].processed.index].data, folder)
         (package,) = Path(folder).rglob(PACKAGE)

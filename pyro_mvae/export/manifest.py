@@ -178,16 +178,27 @@ def one_a_part(files: Iterable[Mapping[str, Any]], runtime: str) -> list[Mapping
     return list(found.values())
 
 
-def precision_noted(path: str | os.PathLike[str]) -> str | None:
-    """The precision that the manifest beside a file has for it, if it has; not every file says itself what it is of."""
+def precision_noted(path: str | os.PathLike[str], model: VAE) -> str | None:
+    """The precision that the manifest beside a file has for it, where there is one that names it: not every file says it itself.
+
+    Raises:
+        ValueError: where the manifest says that the file was another one, or of another model.
+    """
     path = Path(path)
-    if not path.is_file() or not (path.parent / NAME).is_file():
+    if not path.exists() or not (path.parent / NAME).is_file():
         return None
     try:
-        noted = {entry["path"]: entry for entry in describe(path.parent)["files"]}.get(path.name)
+        held = describe(path.parent)
     except ValueError:  # web apps have a manifest.json of another kind
         return None
-    return noted["precision"] if noted and noted["sha256"] == digest_of(path) else None
+    entry = {entry["path"]: entry for entry in held["files"]}.get(path.name)
+    if entry is None:
+        return None
+    if entry["sha256"] != digest_of(path):
+        raise ValueError(f"{path} is not what {NAME} beside it says, it was changed since: export it again")
+    if held["model"]["sha256"] != digest(model):
+        raise ValueError(f"{path} is of another model, as {NAME} beside it says: give the checkpoint that it was exported from")
+    return entry["precision"]
 
 
 def part_macs(model: VAE, part: str) -> int:
@@ -209,7 +220,10 @@ def described(model: VAE, name: str, tensor: Tensor, pixels: dict[str, Any], typ
         about = pixels
     elif name == "sd":
         before = ", before x is rounded and ends at 0 and 1" if isinstance(model.likelihood, LogisticLikelihood) else ""
-        about = {"meaning": f"the standard deviation of each pixel, over θ′ and x{before}", "range": [0, None]}
+        about = {
+            "meaning": f"the standard deviation of each pixel, 1 from black to white, over θ′ and x{before}",
+            "range": [0, None],
+        }
     elif name == "score":
         about = {"meaning": "−log p(x|mean of q(z|x)) a pixel and channel, nats; higher for what is unusual", "range": None}
     else:

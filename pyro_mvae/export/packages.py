@@ -15,6 +15,7 @@ TARGETS = {"iOS16": 7, "iOS17": 8, "iOS18": 9}
 DEFAULT_TARGETS = {"float16": "iOS16", "palettized": "iOS16", "int8": "iOS18", "int8_weights": "iOS18", "int4": "iOS18"}
 # this pass fuses dequantise → reshape → quantise without comparing the two scales
 WRONG_PASSES = ("common::int_op_canonicalization",)
+FOR_DEBUGGING = "executorch_debug_handle_mapping.json"
 DATE = "com.github.apple.coremltools.conversion_date"
 
 
@@ -44,12 +45,14 @@ def needs(package: Path) -> dict[str, str | None]:
 def settle(package: Path, *, metadata: Any = None, facts: Mapping[str, str] | None = None) -> None:
     """Write a saved package's specification and manifest again, so that the same model gives the same bytes.
 
-    Maps are written in the order of their keys, items are named after what they are instead of by chance, and no day is noted.
+    Maps are written in the order of their keys, items are named after what they are instead of by chance, no day is noted, and
+    what is for those who debug converters, as many bytes as small nets' weights, is taken away.
 
     Args:
         metadata: what the package is to say of itself; what it says already when None.
         facts: what it is to say besides.
     """
+    (package / FOR_DEBUGGING).unlink(missing_ok=True)
     manifest_path = package / "Manifest.json"
     manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     items = {item["path"]: (name, item) for name, item in manifest["itemInfoEntries"].items()}

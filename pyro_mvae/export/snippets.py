@@ -21,7 +21,8 @@ RUNTIMES = {
 """What apps load files with, and the distribution that has the same version here."""
 WHERE = {"coreml": "{}", IN_EXECUTORCH: "{}, in ExecuTorch", "executorch": "Android", "onnx": "browsers, servers"}
 WHICH = (
-    "An app takes one file of each part it needs: of those whose system is no newer than the oldest it runs on, the smallest. "
+    "An app takes one file of each part it needs: of those without a caution whose system is no newer than the oldest it is for, "
+    "and which take pictures as it has them, the smallest. "
     "What rounding costs is under `verified` in `manifest.json`; files of one precision were rounded alike."
 )
 NOT_COMPILED = "It was neither compiled nor run where the files were made."
@@ -114,6 +115,7 @@ import CoreML
 import UIKit
 
 $once
+/// $outputs; by name.
 func $part(_ given: $given) throws -> MLFeatureProvider {
     let value = $value
     return try loaded.get().prediction(from: MLDictionaryFeatureProvider(dictionary: ["$input": value]))
@@ -123,9 +125,11 @@ SWIFT_IMAGE = Template("""\
 try MLFeatureValue(
         cgImage: upright(given), pixelsWide: $width, pixelsHigh: $height, pixelFormatType: $format, options: nil)""")
 SWIFT_SHOWN = Template("""
-/// The picture that came out.
-private func picture(in output: MLFeatureProvider) -> UIImage {
-    UIImage(ciImage: CIImage(cvPixelBuffer: output.featureValue(for: "$output")!.imageBufferValue!))
+/// The picture in what `$part` returns.
+func ${part}Picture(in output: MLFeatureProvider) -> UIImage? {
+    guard let pixels = output.featureValue(for: "$output")?.imageBufferValue else { return nil }
+    let image = CIImage(cvPixelBuffer: pixels)
+    return CIContext().createCGImage(image, from: image.extent).map { UIImage(cgImage: $$0) }
 }
 """)
 KOTLIN_PIXELS = Template("""
@@ -136,7 +140,8 @@ private fun pixels(picture: Bitmap): FloatArray {
     val place = RectF(($width - wide) / 2, ($height - high) / 2, ($width + wide) / 2, ($height + high) / 2)
     val small = Bitmap.createBitmap($width, $height, Bitmap.Config.ARGB_8888)
     Canvas(small).drawColor(Color.WHITE)
-    Canvas(small).drawBitmap(picture, null, place, Paint(Paint.FILTER_BITMAP_FLAG))
+    val readable = picture.copy(Bitmap.Config.ARGB_8888, false) // one in the memory of the GPU is not
+    Canvas(small).drawBitmap(readable, null, place, Paint(Paint.FILTER_BITMAP_FLAG))
     val colours = IntArray($width * $height)
     small.getPixels(colours, 0, $width, 0, 0, $width, $height)
     return FloatArray($channels * $width * $height) { i ->
@@ -147,13 +152,9 @@ private fun pixels(picture: Bitmap): FloatArray {
 """)
 KOTLIN_GREY = "0.299f * Color.red(colour) + 0.587f * Color.green(colour) + 0.114f * Color.blue(colour)"
 KOTLIN_COLOUR = "listOf(Color.red(colour), Color.green(colour), Color.blue(colour))[i / colours.size].toFloat()"
+KOTLIN_IMPORTS = "".join(f"import android.graphics.{name}\n" for name in ("Bitmap", "Canvas", "Color", "Paint", "RectF"))
 KOTLIN = Template("""\
-import android.graphics.Bitmap
-import android.graphics.Canvas
-import android.graphics.Color
-import android.graphics.Paint
-import android.graphics.RectF
-import org.pytorch.executorch.EValue
+${imports}import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Module
 import org.pytorch.executorch.Tensor
 $prepare
@@ -230,7 +231,8 @@ def readme(manifest: Mapping[str, Any]) -> str:
         "",
         WHICH,
         "",
-        "`manifest.json` says what goes into each and what comes out; the meaning of a decoder's `z` is how the app draws it.",
+        "`manifest.json` says what goes into each and what comes out; the meaning of a decoder's `z` is how the app draws it. "
+        "Each snippet is a file of its own.",
         "",
     ]
     for runtime, language in LANGUAGES.items():
@@ -249,14 +251,20 @@ def readme(manifest: Mapping[str, Any]) -> str:
 
 
 def running(entry: Mapping[str, Any]) -> str:
-    """What runs a file.
+    """What runs a file, and what an app has to mind.
 
     Example:
-        >>> running({"format": "coreml", "target": "iOS18"}), running({"format": "onnx"})
-        ('iOS18 or later', 'browsers, servers')
+        >>> running({"format": "coreml", "target": "iOS18", "pictures": "images"}), running({"format": "onnx"})
+        ('iOS18 or later; pictures are images', 'browsers, servers')
     """
-    target = entry.get("target")
-    return WHERE[runtime_of(entry)].format(f"{target} or later" if target else "iOS")
+    target, sizes = entry.get("target"), entry.get("batch_sizes", [1])
+    minded = [
+        WHERE[runtime_of(entry)].format(f"{target} or later" if target else "iOS"),
+        "pictures are images" if entry.get("pictures") == "images" else "",
+        f"batches of {', '.join(map(str, sizes))}" if len(sizes) > 1 else "",
+        f"caution: {entry['caution']}" if entry.get("caution") else "",
+    ]
+    return "; ".join(each for each in minded if each)
 
 
 def needing(entry: Mapping[str, Any]) -> str:
@@ -288,13 +296,15 @@ def swift(entry: Mapping[str, Any]) -> str:
     if entry.get("pictures") == "images":
         return swift_with_images(entry, common)
     prepare, given = prepared(entry)
-    return SWIFT.substitute(common, prepare=f"{prepare}{SWIFT_ARRAY.substitute(common)}", **given)
+    pieces = [prepare, SWIFT_ARRAY.substitute(common)]
+    return SWIFT.substitute(common, prepare="\n".join(piece for piece in pieces if piece), **given)
 
 
 def swift_executorch(entry: Mapping[str, Any]) -> str:
     """A function that calls an ExecuTorch program that Core ML runs."""
     prepare, given = prepared(entry)
-    return SWIFT_EXECUTORCH.substitute(called(entry), stem=Path(entry["path"]).stem, prepare=prepare, **given)
+    before = {"stem": Path(entry["path"]).stem, "prepare": f"\n{prepare}" if prepare else ""}
+    return SWIFT_EXECUTORCH.substitute(called(entry), **before, **given)
 
 
 def prepared(entry: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
@@ -313,7 +323,8 @@ def prepared(entry: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
 def swift_with_images(entry: Mapping[str, Any], common: Mapping[str, str]) -> str:
     """A function that calls a Core ML package whose pictures are images."""
     (source,) = entry["inputs"]
-    shown = "".join(SWIFT_SHOWN.substitute(output=each["name"]) for each in entry["outputs"] if each["type"].startswith("image"))
+    made = [each["name"] for each in entry["outputs"] if each["type"].startswith("image")]
+    shown = "".join(SWIFT_SHOWN.substitute(part=entry["part"], output=name) for name in made)
     if len(source["shape"]) == 2:
         value, array = "MLFeatureValue(multiArray: try array(of: given))", SWIFT_ARRAY.substitute(common)
         return SWIFT_IMAGES.substitute(common, given="[Float]", value=value, shown=f"\n{array}{shown}")
@@ -329,10 +340,11 @@ def kotlin(entry: Mapping[str, Any]) -> str:
     (source,) = entry["inputs"]
     common = called(entry)
     if len(source["shape"]) == 2:
-        return KOTLIN.substitute(common, prepare="", given="FloatArray", converted="given")
+        return KOTLIN.substitute(common, imports="", prepare="", given="FloatArray", converted="given")
     _, channels, height, width = source["shape"]
     sizes = {"channels": channels, "height": height, "width": width, "pixel": KOTLIN_GREY if channels == 1 else KOTLIN_COLOUR}
-    return KOTLIN.substitute(common, prepare=KOTLIN_PIXELS.substitute(sizes), given="Bitmap", converted="pixels(given)")
+    prepare = {"imports": KOTLIN_IMPORTS, "prepare": KOTLIN_PIXELS.substitute(sizes)}
+    return KOTLIN.substitute(common, **prepare, given="Bitmap", converted="pixels(given)")
 
 
 def javascript(entry: Mapping[str, Any]) -> str:

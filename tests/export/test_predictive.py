@@ -95,7 +95,7 @@ def test_an_app_sees_its_mean_as_an_image(tmp_path):
     found = export_coreml(model, tmp_path / "a.mlpackage", part="predictive", pictures="images")
     assert (found.part, found.pictures) == ("predictive", "images")
     write_manifest(tmp_path, model, [found])
-    assert readme(describe(tmp_path)).count("func picture(") == 1, "the standard deviation is an array"
+    assert readme(describe(tmp_path)).count("func predictivePicture(") == 1, "the standard deviation is an array"
 
 
 def test_command(tmp_path):
