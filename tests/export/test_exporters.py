@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from pyro_mvae import VAE, PruneChannels, Quantize, export_coreml, export_executorch, export_onnx, fit, verify
 from pyro_mvae.compress import Palettize
@@ -279,7 +280,9 @@ def test_int8_weights_alone_for_core_ml(net, images, tmp_path):
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_a_file_over_tolerance_is_named_and_what_was_there_stays(exporter, fitted, images, tmp_path, monkeypatch):
     export, suffix, settings = EXPORTERS[exporter]
-    monkeypatch.setattr(sys.modules["pyro_mvae.export.verify"], "TOLERANCES", {"float32": -1.0, "float16": -1.0, "int8": -1.0})
+    verifying = sys.modules["pyro_mvae.export.verify"]
+    monkeypatch.setattr(verifying, "TOLERANCES", {"float32": -1.0, "float16": -1.0, "int8": -1.0})
+    monkeypatch.setattr(verifying, "FLOAT16_IN_PYTORCH", ())
     path = tmp_path / f"decoder{suffix}"
     path.write_text("one that passed")
     with pytest.raises(ValueError, match=rf"^{path}: output 'image' differs from PyTorch by .*allows -1"):
@@ -311,6 +314,20 @@ def test_rounding_of_float16_is_allowed_what_integers_cost_and_no_more(fitted, i
     first.conv.weight.data[:, :1] *= -1
     with pytest.raises(ValueError, match=r"output 'image' (differs|has a PSNR)"):
         verify(path, wrong, images=images)
+
+
+def test_what_float16_itself_costs_is_allowed(images, tmp_path):
+    """Small differences of large numbers: float16 keeps few of their digits, in PyTorch too."""
+    torch.manual_seed(0)
+    model = VAE((1, 16, 16), 4, widths=(8, 8), hidden=8).eval()
+    first, second, *_ = (layer for layer in model.encoder.modules() if isinstance(layer, nn.BatchNorm2d))
+    first.bias.data += 300
+    second.running_mean += 300 * model.encoder.get_submodule("body.1.0").weight.detach().sum((1, 2, 3))
+    found = export_coreml(model, tmp_path / "encoder.mlpackage", part="encoder", images=images)
+    assert 1e-2 < found.max_abs_diff < 0.1
+    model.encoder.get_submodule("heads.loc").weight.data[:1] *= -1
+    with pytest.raises(ValueError, match=r"output 'loc' (differs|has a PSNR)"):
+        verify(tmp_path / "encoder.mlpackage", model, images=images)
 
 
 def test_signed_weights_that_saturate_are_computed_right(tmp_path):
