@@ -1,4 +1,4 @@
-"""Where a model comes from, as a developer is shown it in Xcode."""
+"""What a developer is shown of a model in Xcode: what it was trained on, and how likely its files find other images."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from pyro_mvae.nets.quantized import is_quantized
 TOLERANCES = {"float32": 1e-3, "float16": 1e-2, "palettized": 1e-2, "int8_weights": 1e-2, "int4": 1e-2, "int8": 5e-2}
 ROUNDED = ("int8_weights", "int4")
 FLOAT16_IN_PYTORCH = ("encoder", "decoder", "reconstruct")
+"""Parts that PyTorch computes in float16 too; of the others no more than the tolerance is allowed."""
 LEAST_PSNR = 40.0
 HIGHEST_PSNR = 200.0  # what equal outputs are reported as: JSON has no infinity
 NUM_IMAGES = 64
@@ -58,7 +59,7 @@ class Artifact:
 
     Attributes:
         run: inputs → outputs, pictures among them in [0, 1] whatever an app sees them as.
-        in_float16: whether what lies between integers is computed in float16.
+        in_float16: whether it computes in float16, between integers too.
         part: what it is of a model, by the shapes of what goes in and comes out.
     """
 

@@ -48,7 +48,7 @@ class PalettizedConv(nn.Module):
         """A convolution with the palette that suits its weights, each channel's divided by the largest."""
         weight = conv.weight.detach()
         scale = by_output(conv, weight).abs().amax((1, 3)).flatten()
-        return cls(conv, scale, *clustered(weight / spread(conv, scale.clamp(min=1e-12), weight), bits=bits))
+        return cls(conv, scale, *clustered(weight / spread(conv, scale.clamp(min=1e-12)), bits=bits))
 
     def chosen(self) -> Tensor:
         """The value of each weight, not scaled."""
@@ -57,8 +57,7 @@ class PalettizedConv(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weights that the layer has."""
-        values = self.chosen()
-        return values * spread(self.conv, self.scale, values)
+        return self.chosen() * spread(self.conv, self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(self.conv, x, self.weight)
@@ -66,16 +65,15 @@ class PalettizedConv(nn.Module):
 
 def by_output(conv: Any, weight: Tensor) -> Tensor:
     """A convolution's weight as (groups, inputs of one, outputs of one, places of the kernel)."""
-    if conv.transposed:
-        return weight.view(conv.groups, -1, *weight.shape[1:]).flatten(3)
-    return weight.view(conv.groups, -1, *weight.shape[1:]).flatten(3).transpose(1, 2)
+    grouped = weight.view(conv.groups, -1, *weight.shape[1:]).flatten(3)
+    return grouped if conv.transposed else grouped.transpose(1, 2)
 
 
-def spread(conv: Any, scale: Tensor, weight: Tensor) -> Tensor:
+def spread(conv: Any, scale: Tensor) -> Tensor:
     """One number for each output channel, shaped so that it multiplies a convolution's weight.
 
     Example:
-        >>> spread(nn.ConvTranspose2d(4, 6, 3, groups=2), torch.arange(6.0), torch.zeros(4, 3, 3, 3))[:, :, 0, 0]
+        >>> spread(nn.ConvTranspose2d(4, 6, 3, groups=2), torch.arange(6.0))[:, :, 0, 0]
         tensor([[0., 1., 2.],
                 [0., 1., 2.],
                 [3., 4., 5.],
@@ -83,7 +81,7 @@ def spread(conv: Any, scale: Tensor, weight: Tensor) -> Tensor:
     """
     if not conv.transposed:
         return scale[:, None, None, None]
-    return scale.view(conv.groups, -1).repeat_interleave(len(weight) // conv.groups, 0)[:, :, None, None]
+    return scale.view(conv.groups, -1).repeat_interleave(conv.in_channels // conv.groups, 0)[:, :, None, None]
 
 
 class ScaleAndShift(nn.Module):

@@ -55,7 +55,7 @@ def test_scales_are_of_output_channels(conv):
     torch.manual_seed(0)
     ones, sizes = torch.ones(conv.out_channels), torch.logspace(-3, 3, conv.out_channels)
     weight = torch.randn_like(conv.weight)
-    unit = spread(conv, sizes, weight)
+    unit = spread(conv, sizes)
     layer = PalettizedConv.of(with_weight(conv, weight * unit), bits=4)
     whole = PalettizedConv(copy.deepcopy(conv), ones, *clustered(weight * unit, bits=4))
     scaled, unscaled = (float((each.weight / unit - weight).detach().square().mean().sqrt()) for each in (layer, whole))
