@@ -49,8 +49,8 @@ def benchmark(
     show(filled("On this machine, one thread: a proxy, no phone's latency", *as_text(found, slower)))
     click.echo(f"Everything is in {path}")
     for what, names in (only_in_one(found, other) if other else {}).items():
-        if names:
-            click.echo(f"{what}, not compared: {', '.join(names)}", err=True)
+        for name in names:
+            click.echo(f"{what}, not compared: {name}", err=True)
     for name, ratio in slower.items():
         click.echo(f"slower: {name}: {ratio:.2f} times what it took", err=True)
     if slower:

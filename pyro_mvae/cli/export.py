@@ -14,7 +14,7 @@ from pyro_mvae.export.capture import EVERY_PART
 from pyro_mvae.export.coreml import PICTURES
 from pyro_mvae.export.delegation import delegation
 from pyro_mvae.export.executorch import FLOATS
-from pyro_mvae.export.manifest import check_manifest, precision_noted
+from pyro_mvae.export.manifest import check_manifest, checked_precision
 from pyro_mvae.export.mil import functions_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS, TARGETS
 from pyro_mvae.export.verify import TOLERANCES, examine
@@ -168,7 +168,7 @@ def verify(*, artifact: str, checkpoint: str | None, data: str | None, precision
                 click.echo(f"{artifact}, {name}: {output}")
         return
     model = pyro_mvae.load_model(checkpoint)
-    noted = precision_noted(artifact, model)
+    noted = checked_precision(artifact, model)
     images = data_for(model, data).test.images if data else None
     for name in names if len(names) > 1 else (None,):
         show(pyro_mvae.verify(artifact, model, precision=precision or noted, images=images, function=name))

@@ -76,6 +76,8 @@ def write_manifest(
 ) -> None:
     """Note exported files of a model in the manifest of their folder; what it says of others of the same model stays.
 
+    Files that are there no more are left out.
+
     Args:
         files: what verifying each found.
         latencies: p50 and p90 in µs, by paths, where they were measured.
@@ -97,7 +99,8 @@ def write_manifest(
     measured = latencies or {}
     new = [{**entry_of(folder, model, found), "latency": measured.get(found.path), "versions": versions} for found in files]
     made = {str(entry["path"]) for entry in new}
-    others = [entry for entry in held["files"] if entry["path"] not in made] if held else []
+    kept = [entry for entry in held["files"] if (folder / entry["path"]).exists()] if held else []
+    others = [entry for entry in kept if entry["path"] not in made]
     entries = {(entry["path"], entry["part"]): entry for entry in [*others, *new]}
     about = {"class": type(model).__name__, "config": model.config, "passes": list(model.passes), "sha256": known}
     content = {"schema": SCHEMA, "model": about, "files": [entries[key] for key in sorted(entries)]}
@@ -178,8 +181,10 @@ def one_a_part(files: Iterable[Mapping[str, Any]], runtime: str) -> list[Mapping
     return list(found.values())
 
 
-def precision_noted(path: str | os.PathLike[str], model: VAE) -> str | None:
-    """The precision that the manifest beside a file has for it, where there is one that names it: not every file says it itself.
+def checked_precision(path: str | os.PathLike[str], model: VAE) -> str | None:
+    """The precision that the manifest beside a file has for it, where there is one that names it, checked to be of that file.
+
+    Not every file says its precision itself.
 
     Raises:
         ValueError: where the manifest says that the file was another one, or of another model.

@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 from pyro_mvae.nets.fold import CONVOLUTIONS, call_modules, fold_batch_norm
 
 LOWEST, HIGHEST = -128, 127
+FINEST = 2.0**-15
+"""The smallest scale of an activation, and of a weight beside a bias of 1: so that a bias is 2³⁰ steps of both at most."""
 
 PIXELS = (0.0, 1.0)
 CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -80,7 +82,7 @@ class ActivationQuantizer(nn.Module):
     def qparams(self) -> tuple[Tensor, Tensor]:
         """The scale, and the zero point as a float with an integral value."""
         low, high = self.low.clamp(-self.limit, 0.0), self.high.clamp(0.0, self.limit)
-        scale = ((high - low) / (HIGHEST - LOWEST)).clamp(min=1e-8)
+        scale = ((high - low) / (HIGHEST - LOWEST)).clamp(min=FINEST)
         steps = low / scale
         whole = steps + (torch.round(steps) - steps).detach()  # so that what is clipped has the gradient of an end of the range
         return scale, (LOWEST - whole).clamp(LOWEST, HIGHEST)
@@ -103,7 +105,7 @@ class QuantizedConv(nn.Module):
     """A convolution, plain or transposed, whose weights are rounded to integers with one scale per output channel.
 
     The gradient passes straight through the rounding (17): w_q = w + stop_gradient(round(w / s) s − w), s = max|w| / (2ᵇ⁻¹ − 1)
-    in float16.
+    in float16, or 2⁻¹⁵ of the bias where that is more: runtimes keep a bias as 32 bits, in steps of s times the input's scale.
 
     Args:
         conv: the layer it takes the place of; its parameters are kept, not copied.
@@ -127,9 +129,12 @@ class QuantizedConv(nn.Module):
         return 1 if self.conv.transposed else 0
 
     def scales(self) -> Tensor:
-        """One scale per output channel."""
+        """One scale per output channel, where weights are next to nothing no finer than its bias needs."""
         other = [d for d in range(4) if d != self.axis]
-        return in_float16(self.conv.weight.detach().abs().amax(other) / self.highest)
+        scales = self.conv.weight.detach().abs().amax(other) / self.highest
+        if self.conv.bias is not None:
+            scales = torch.maximum(scales, FINEST * self.conv.bias.detach().abs())
+        return in_float16(scales)
 
     def integers(self) -> Tensor:
         scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
-from pyro_mvae import VAE, compress, export_coreml, export_executorch, export_onnx, fit, load_model, save_model
+from pyro_mvae import compress, export_coreml, export_executorch, export_onnx, fit, load_model, models, save_model
 from pyro_mvae.compress import FoldAndFuse, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
 from pyro_mvae.compress.prune import channels
+from pyro_mvae.export.capture import PARTS
 from pyro_mvae.nets.quantized import check_calibrated, quantized
 from tests.catalog import BOUNDS, MODELS, PASSES, REFUSED
 from tests.seen import having_seen
@@ -63,31 +64,48 @@ SMALLER = {
 }
 
 
-@given(
-    st.sampled_from(["conv", "mobile", "mlp"]),
-    st.lists(st.integers(2, 9), min_size=1, max_size=3),
-    st.integers(3, 12),
-    st.tuples(st.sampled_from([1, 3]), st.integers(8, 24), st.integers(8, 24)),
-    st.integers(2, 6),
-    st.booleans(),
-    st.permutations(sorted(SMALLER)).flatmap(lambda names: st.integers(0, len(names)).map(lambda n: names[:n])),
-    st.sampled_from([None, Quantize(), Quantize(weight_bits=4), Quantize(ranges="learned")]),
-)
-@settings(max_examples=40, deadline=None)
-def test_any_passes_in_any_order(tmp_path_factory, net, widths, hidden, shape, latent_dim, shrunk, names, last):
-    """They are logged, the nets still fit each other and train by SVI, and what is read back computes the same."""
-    vae = VAE(shape, latent_dim, net=net, widths=widths, hidden=hidden)
-    seen = torch.randint(0, 256, (6, *shape), dtype=torch.uint8)
-    first = [Shrink(width=0.6, latent_dim=2)] if shrunk else []
-    passes = [*first, *(SMALLER[name] for name in names), *([last] if last else [])]
+NETS = {
+    "net": st.sampled_from(["conv", "mobile", "mlp"]),
+    "widths": st.lists(st.integers(2, 9), min_size=1, max_size=3),
+    "hidden": st.integers(3, 12),
+    "image_shape": st.tuples(st.sampled_from([1, 3]), st.integers(8, 24), st.integers(8, 24)),
+    "latent_dim": st.integers(2, 6),
+}
+
+
+@st.composite
+def any_passes(draw):
+    """The name of a model, what it is made with, and passes that it can go through, in any order."""
+    name = draw(st.sampled_from(sorted(MODELS)))
+    possible = [each for each in sorted(SMALLER) if (name, type(SMALLER[each]).__name__) not in REFUSED]
+    chosen = draw(st.permutations(possible))[: draw(st.integers(0, len(possible)))]
+    first = [Shrink(width=0.6, latent_dim=2)] if draw(st.booleans()) else []
+    last = draw(st.sampled_from([[], [Quantize()], [Quantize(weight_bits=4)], [Quantize(ranges="learned")]]))
+    return name, draw(st.fixed_dictionaries(NETS)), (*first, *(SMALLER[each] for each in chosen), *last)
+
+
+def gone_through(name, nets, passes):
+    """That model after those passes, and images that it has seen."""
+    torch.manual_seed(0)
+    model = getattr(models, name)(**nets)
+    seen = torch.randint(0, 256, (6, *model.image_shape), dtype=torch.uint8)
     for step in passes:
-        vae = step(vae, seen)
-    assert vae.passes == tuple(map(repr, passes))
-    if "latents" in names:
-        assert vae.latent_dim == 2
+        model = step(model, seen)
+    assert model.passes == tuple(map(repr, passes))
+    if SMALLER["latents"] in passes and name != "VQVAE":  # whose latents are numbers of codes
+        assert model.latent_dim == 2
+    return model, seen
+
+
+@given(any_passes())
+@settings(max_examples=60, deadline=None)
+def test_any_passes_in_any_order(tmp_path_factory, drawn):
+    """They are logged, the nets still fit each other and train by SVI, and what is read back computes the same."""
+    vae, seen = gone_through(*drawn)
     x = seen[:2].float() / 255
     pyro.clear_param_store()
-    assert math.isfinite(SVI(vae.train().model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(x))
+    bound = BOUNDS.get(type(vae).__name__, Trace_ELBO)()
+    assert math.isfinite(SVI(vae.train().model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), bound).step(x))
     vae.eval()
     path = tmp_path_factory.mktemp("passes") / "vae.safetensors"
     save_model(path, vae)
@@ -95,6 +113,17 @@ def test_any_passes_in_any_order(tmp_path_factory, net, widths, hidden, shape, l
     assert loaded.passes == vae.passes
     assert torch.equal(loaded.encode(x), vae.encode(x))
     assert torch.equal(loaded.decode(vae.encode(x)), vae.decode(vae.encode(x)))
+
+
+@given(any_passes(), st.sampled_from(PARTS))
+@settings(max_examples=8, deadline=None)
+def test_any_of_them_goes_to_a_phone(tmp_path_factory, drawn, part):
+    """What is written is held against PyTorch, on images, as a file for any runtime and as a package for Core ML."""
+    model, seen = gone_through(*drawn)
+    model.eval()
+    folder = tmp_path_factory.mktemp("files")
+    export_onnx(model, folder / f"{part}.onnx", part=part, images=seen)
+    export_coreml(model, folder / f"{part}.mlpackage", part=part, images=seen)
 
 
 @pytest.mark.parametrize("name", PASSES)

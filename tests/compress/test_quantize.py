@@ -57,6 +57,17 @@ def test_scales_are_numbers_that_float16_has(size):
     assert (steps <= clipped.clamp(min=0.5) + 1e-4).all()
 
 
+@given(st.floats(-9, 2), st.floats(-9, 2), st.floats(-9, 2), st.sampled_from([2, 4, 8]))
+def test_a_bias_is_a_number_of_32_bits(size, bias, high, bits):
+    """Also of a layer whose weights, or whose input, came to nothing."""
+    quantizer = ActivationQuantizer(bounds=(0.0, 10**high))
+    layer = QuantizedConv(nn.Conv2d(1, 2, 1).requires_grad_(False), bits=bits)
+    layer.conv.weight.copy_(torch.tensor([0.0, 10**size]).view(2, 1, 1, 1))
+    layer.conv.bias.fill_(10**bias)
+    steps = layer.conv.bias / (quantizer.qparams()[0] * layer.scales())
+    assert float(steps.max()) < 2**31
+
+
 def test_learned_ranges_have_the_gradient_of_finite_differences():
     """What is beyond the range becomes its end, and moves with it alone."""
     quantizer = ActivationQuantizer(bounds=None).double().train()

@@ -235,6 +235,22 @@ def test_levels_as_coarse_as_a_tenth_of_a_pixel_are_the_same_ones_in_executorch(
     assert result.max_abs_diff < 1e-5
 
 
+@pytest.mark.parametrize("ranges", ["moving", "learned"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_integers_of_layers_that_came_to_nothing(exporter, ranges, images, tmp_path):
+    """Runtimes keep a bias in steps of scales that would be next to nothing, in 32 bits: it was another number there."""
+    model = having_seen(MODELS["VAE"]((1, 16, 16)), images)
+    _, second = [layer for layer in model.encoder.modules() if isinstance(layer, nn.Conv2d)][:2]
+    norm = next(layer for layer in model.encoder.modules() if isinstance(layer, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.fill_(-1.0)  # nothing comes through its ReLU
+        second.weight[0].zero_()
+    small = Quantize(ranges=ranges)(model, images[:64]).eval()
+    export, suffix, _ = EXPORTERS[exporter]
+    assert export(small, tmp_path / f"encoder{suffix}", part="encoder", images=images[:16]).max_abs_diff < 0.05
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 @pytest.mark.parametrize("part", PARTS)
 def test_all_formats_compute_the_same_integers(part, bits, images, tmp_path, monkeypatch):

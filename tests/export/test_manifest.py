@@ -143,6 +143,13 @@ def test_another_model_is_not_mixed_in(checkpoints, tmp_path):
     assert [entry["path"] for entry in describe(tmp_path)["files"]] == ["b.onnx"]
 
 
+def test_a_file_that_was_deleted_is_left_out_next_time(checkpoints, tmp_path):
+    for name in ("a.onnx", "b.onnx", "c.onnx"):
+        run("export-onnx", checkpoints / "VAE.safetensors", tmp_path / name)
+        (tmp_path / "a.onnx").unlink(missing_ok=True)
+    assert [entry["path"] for entry in describe(tmp_path)["files"]] == ["b.onnx", "c.onnx"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{", "damaged"), ("[]", "damaged"), ("{}", "damaged"), ('{"schema": 1}', "has schema 1, expected 2")],
