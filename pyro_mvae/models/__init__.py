@@ -28,6 +28,6 @@ def model_class(name: str) -> type[VAE]:
     known = {kind.lower(): kind for kind in __all__}
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=1)
-        hint = f"Did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown model {name!r}. {hint}Known: {', '.join(sorted(known))}")
+        hint = f": did you mean {close[0]!r}?" if close else "."
+        raise ValueError(f"unknown model {name!r}{hint} Known: {', '.join(sorted(known))}")
     return globals()[known[name]]
