@@ -77,6 +77,8 @@ class Directional(TorchDistribution):
         self.dim = loc.shape[-1]
         if self.dim < 2:
             raise ValueError(f"loc has {self.dim} dimension, expected 2 or more: a sphere has no fewer")
+        if not concentration.is_floating_point():
+            concentration = concentration.to(loc.dtype)
         self.loc, self.concentration = loc.expand(*batch_shape, self.dim), concentration.expand(batch_shape)
         super().__init__(torch.Size(batch_shape), torch.Size([self.dim]), validate_args=validate_args)
 

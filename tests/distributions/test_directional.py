@@ -266,3 +266,12 @@ def test_mistakes_are_explained():
         SphereUniform(1)
     with pytest.raises(ValueError, match="expected 2 or more"):
         VonMisesFisher(torch.ones(3, 1), torch.ones(3))
+
+
+@pytest.mark.parametrize("family", [VonMisesFisher, PowerSpherical])
+def test_a_whole_number_is_a_concentration_too(family):
+    loc = torch.tensor([1.0, 0.0])
+    whole, same = (family(loc, torch.tensor(kappa)) for kappa in (1, 1.0))
+    assert torch.equal(whole.log_prob(loc), same.log_prob(loc))
+    assert torch.equal(kl_divergence(whole, SphereUniform(2)), kl_divergence(same, SphereUniform(2)))
+    assert whole.sample().dtype == loc.dtype
