@@ -102,7 +102,10 @@ class VQVAE(VAE):
         self.check(x)
         self.register(guide=True)
         with pyro.plate("data", x.shape[0]):
-            z, distance = self.codebook(self.encoder(x))
+            flat = self.encoder(x)
+            if self.training:
+                self.codebook.follow(flat)
+            z, distance = self.codebook(flat)
             with Weighted(self.kl_weight):
                 pyro.sample("z", dist.Delta(z, event_dim=1))
             pyro.factor("commitment", self.commitment * distance, has_rsample=True)
@@ -214,15 +217,13 @@ class Codebook(nn.Module):
         return self.joined(self.vectors[indices])
 
     def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        vectors = self.split(flat)
-        if self.training:
-            with torch.no_grad():
-                self.follow(vectors.flatten(0, 1))
-        rounded = self.lookup(self.indices(vectors)).detach()
+        rounded = self.lookup(self.indices(self.split(flat))).detach()
         return flat + (rounded - flat).detach(), (flat - rounded).square().sum(-1)
 
-    def follow(self, vectors: Tensor) -> None:
+    @torch.no_grad()
+    def follow(self, flat: Tensor) -> None:
         """Move the averages towards a batch, and restart what is dead at vectors of it."""
+        vectors = self.split(flat).flatten(0, 1)
         indices, (num_codes, _) = self.indices(vectors), self.vectors.shape
         used = vectors.new_zeros(num_codes).index_add(0, indices, torch.ones_like(vectors[:, 0]))
         self.counts.lerp_(used, 1 - self.decay)

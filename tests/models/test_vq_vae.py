@@ -32,11 +32,11 @@ def test_the_codebook_follows_its_vectors_and_dead_codes_start_again():
     centres = torch.tensor([[5.0, 0.0], [-5.0, 0.0], [0.0, 5.0], [0.0, -5.0]])
     vectors = centres[torch.arange(400) % 4] + 0.1 * torch.randn(400, 2)
     for _ in range(40):
-        book(vectors.view(100, 4, 2).transpose(1, 2).flatten(1))
+        book.follow(vectors.view(100, 4, 2).transpose(1, 2).flatten(1))
     torch.testing.assert_close(torch.cdist(book.vectors, centres).amin(0), torch.zeros(4), atol=0.05, rtol=0)
     assert book.perplexity() == pytest.approx(4, rel=0.05)
     book.vectors[0], book.sums[0], book.counts[0] = 99.0, 0.0, 0.0
-    book(vectors[:8].view(2, 4, 2).transpose(1, 2).flatten(1))
+    book.follow(vectors[:8].view(2, 4, 2).transpose(1, 2).flatten(1))
     assert book.vectors.abs().max() < 7
 
 
@@ -46,7 +46,7 @@ def test_a_step_of_the_codebook_by_hand():
     book.vectors.copy_(torch.tensor([[0.0], [10.0]]))
     book.sums.copy_(torch.tensor([[0.0], [40.0]]))
     book.counts.copy_(torch.tensor([4.0, 4.0]))
-    book(torch.tensor([[1.0], [2.0], [9.0]]))
+    book.follow(torch.tensor([[1.0], [2.0], [9.0]]))
     torch.testing.assert_close(book.counts, torch.tensor([0.9 * 4 + 0.2, 0.9 * 4 + 0.1]))
     torch.testing.assert_close(book.vectors[:, 0], torch.tensor([0.3 / 3.8, (36 + 0.9) / 3.7]))
 
@@ -55,7 +55,7 @@ def test_perplexity_counts_what_is_used_and_not_what_is_restarted():
     torch.manual_seed(0)
     book = Codebook(16, 2, decay=0.9)
     for _ in range(100):
-        book(torch.ones(8, 4))
+        book.follow(torch.ones(8, 4))
     assert book.perplexity() < 4.5  # all vectors are one point: at most a few codes share it
 
 
@@ -102,3 +102,15 @@ def test_the_commitment_of_a_vq_vae_by_hand():
     torch.testing.assert_close(guide.nodes["commitment"]["log_prob_sum"], 0.4 * distance)
     found, mean = terms(vae, x), float(distance.detach()) / len(x)
     assert found["loss"] == pytest.approx(found["likelihood"] + found["kl"] + 0.4 * mean, rel=1e-5)
+
+
+def test_only_the_guide_moves_the_codebook(images):
+    vae = VQVAE((1, 16, 16), 4, num_codes=6, widths=(8, 12), hidden=16).train()
+    x, before = images[:8].float() / 255, vae.codebook.vectors.clone()
+    codes = vae.encode(x)
+    vae.predictive(x, num_samples=2)
+    vae.propose(x, 2)
+    assert torch.equal(vae.encode(x), codes)
+    assert torch.equal(vae.codebook.vectors, before)
+    vae.guide(x)
+    assert not torch.equal(vae.codebook.vectors, before)
