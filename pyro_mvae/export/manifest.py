@@ -99,8 +99,8 @@ def write_manifest(
     measured = latencies or {}
     new = [{**entry_of(folder, model, found), "latency": measured.get(found.path), "versions": versions} for found in files]
     made = {str(entry["path"]) for entry in new}
-    kept = [entry for entry in held["files"] if (folder / entry["path"]).exists()] if held else []
-    others = [entry for entry in kept if entry["path"] not in made]
+    before = held["files"] if held else []
+    others = [entry for entry in before if entry["path"] not in made and (folder / entry["path"]).exists()]
     entries = {(entry["path"], entry["part"]): entry for entry in [*others, *new]}
     about = {"class": type(model).__name__, "config": model.config, "passes": list(model.passes), "sha256": known}
     content = {"schema": SCHEMA, "model": about, "files": [entries[key] for key in sorted(entries)]}

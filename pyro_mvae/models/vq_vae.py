@@ -167,7 +167,7 @@ class VQVAE(VAE):
 
 
 class Codebook(nn.Module):
-    """The vectors e(k), moving averages of what is rounded to them.
+    """The vectors e(k), which `follow` makes moving averages of what is rounded to them.
 
     Args:
         num_codes, code_dim: how many vectors there are, and of what size.

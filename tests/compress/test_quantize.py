@@ -58,6 +58,7 @@ def test_scales_are_numbers_that_float16_has(size):
 
 
 @given(st.floats(-9, 2), st.floats(-9, 2), st.floats(-9, 2), st.sampled_from([2, 4, 8]))
+@settings(deadline=None)
 def test_a_bias_is_a_number_of_32_bits(size, bias, high, bits):
     """Also of a layer whose weights, or whose input, came to nothing."""
     quantizer = ActivationQuantizer(bounds=(0.0, 10**high))
