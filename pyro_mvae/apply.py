@@ -16,9 +16,9 @@ from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.cost import num_macs, num_params
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
 from pyro_mvae.inference.checkpoint import load_model, path_for, save_model
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE
+from pyro_mvae.numbers import count
 from pyro_mvae.train import data_for
 
 PASSES: dict[str, type[Any]] = {

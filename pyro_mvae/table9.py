@@ -70,11 +70,16 @@ def table9(
     return pd.DataFrame(rows)
 
 
-def write_table9(table: pd.DataFrame, trained: Mapping[str, VAE], data: Data, out: Path, *, facts: Mapping[str, str]) -> None:
-    """Write `table9.csv`, `table9.md` and, with pictures of the models, `report.html`."""
+def write_table9(table: pd.DataFrame, out: Path, *, facts: Mapping[str, str]) -> None:
+    """Write `table9.csv` and `table9.md`."""
     header, rows = shown(table)
     write_text(out / "table9.csv", table.to_csv(index=False))
     write_text(out / "table9.md", markdown(header, rows) + "".join(f"\n- {name}: {text}" for name, text in facts.items()) + "\n")
+
+
+def write_page(table: pd.DataFrame, trained: Mapping[str, VAE], data: Data, out: Path, *, facts: Mapping[str, str]) -> None:
+    """Write `report.html`, the table with pictures of the models."""
+    header, rows = shown(table)
     named = {type(model).__name__: model.eval() for model in trained.values()}
     measured = {name: label for name, label in ACCURACIES.items() if table[name].notna().any()}
     bars = {"Accuracy (Figure 15)": plots.accuracy_bars(table, {**measured, "paper: accuracy %": "the paper's, undefined"})}

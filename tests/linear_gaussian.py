@@ -16,7 +16,7 @@ class LinearGaussian(nn.Module):
     """Images of (1, 2, 3), codes of 2; float64, so that what is compared is mathematics and not rounding."""
 
     image_shape, theta, check, propose = (1, 2, 3), None, VAE.check, VAE.propose
-    propose_theta = VAE.propose_theta
+    propose_theta, check_batch, check_lone, check_type = VAE.propose_theta, VAE.check_batch, VAE.check_lone, VAE.check_type
 
     def __init__(self, *, sigma: float = 0.5, exact: bool = False):
         super().__init__()

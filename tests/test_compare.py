@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 import pyro_mvae
-from pyro_mvae import VAE, cli, costs
+from pyro_mvae import VAE, cli, costs, evaluate
 from pyro_mvae.compare import KID_PACKAGES, chosen, gathered
 from pyro_mvae.recipe import RECIPES
 from tests.evaluate.test_measures import stripes
@@ -128,6 +128,7 @@ def test_what_is_finished_is_not_trained_again_what_failed_is_tried_again_and_a_
         command += [f"--{name.replace('_', '-')}", str(value)]
     result = CliRunner().invoke(cli.main, command)
     assert result.exit_code == 1, result.output
+    assert "betavae, seed 1: trained and measured; 2 of 2 after" in result.output  # what is no terminal has lines, no bars
     assert "failed: vae-cost: ZeroDivisionError" in result.output
     assert [path.name for path in (out / "results").glob("*.failed.txt")] == ["vae-cost.failed.txt"]
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
@@ -173,6 +174,40 @@ def test_a_folder_of_something_else_is_refused(compared, folder, tmp_path):
     assert chosen("all,vae") == chosen("all")
     with pytest.raises(ValueError, match="seeds is 0"):
         pyro_mvae.compare(data=f"mnist:{folder}", models="vae", out=tmp_path / "new", **{**SMALL, "seeds": 0})
+
+
+def test_what_was_measured_of_a_model_is_kept_when_the_rest_is_interrupted(folder, tmp_path, monkeypatch, caplog):
+    """Stopped at the last figure of the second model: the first is in a table, the second goes on with that figure alone."""
+    out, settings = tmp_path / "out", {**SMALL, "seeds": 1}
+    original, calls = evaluate.generation_accuracy, []
+
+    def stopped(model, *rest, **more):
+        calls.append(type(model).__name__)
+        if type(model).__name__ == "SVAE" and len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(model, *rest, **more)
+
+    monkeypatch.setattr(evaluate, "generation_accuracy", stopped)
+    caplog.set_level("INFO", "pyro_mvae.compare")
+    with pytest.raises(KeyboardInterrupt):
+        pyro_mvae.compare(data=f"mnist:{folder}", models="vae,svae", out=out, **settings)
+    (line,) = [record.message for record in caplog.records if record.name == "pyro_mvae.compare"]
+    assert line.startswith("vae, seed 0: trained and measured; 1 of 2 after")
+    vae, svae = pd.read_csv(out / "table9.csv").to_dict("records")
+    assert vae["NLL"] > 0
+    assert pd.isna(svae["NLL"])
+    assert "costs come last" in (out / "table9.md").read_text()
+    part = out / "results/svae-0.part.json"
+    held = json.loads(part.read_text())
+    assert "nll" in held
+    assert "generated" not in held
+    held["nll"][0]["value"] = 1234.5  # what would be measured again would be another
+    part.write_text(json.dumps(held))
+    comparison = pyro_mvae.compare(data=f"mnist:{folder}", models="vae,svae", out=out, **settings)
+    assert comparison.table["NLL"].tolist()[1] == 1234.5
+    assert calls == ["VAE", "SVAE", "SVAE"]
+    assert not part.exists()
+    assert "costs come last" not in (out / "table9.md").read_text()
 
 
 def test_data_without_labels_have_no_accuracies(tmp_path):

@@ -36,7 +36,7 @@ def compare(*, out: str, processes: int | None, **settings: Any) -> None:
     Example:
       pyro-mvae compare --data digits --models vae,mvae --out compare
     """
-    with progress_bars() as progress:
+    with progress_bars(said="pyro_mvae.compare") as progress:
         comparison = run(out=out, processes=cores() if processes is None else processes, progress=progress, **settings)
     console, (header, rows) = Console(), shown(comparison.table)
     columns = [list(cells) for cells in zip(header, *rows, strict=True)]

@@ -39,8 +39,13 @@ about = click.option(
 
 
 @contextmanager
-def progress_bars(*, shown: bool = True):
-    """Bars with the time left, and notes such as how long compiling took, on standard error; nothing when that is no terminal."""
+def progress_bars(*, shown: bool = True, said: str = ""):
+    """Bars with the time left, and notes such as how long compiling took, on standard error; nothing when that is no terminal.
+
+    Args:
+        shown: whether this process shows any.
+        said: the name of the logger whose notes are lines of a file too, for what takes so long that somebody looks.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:24}"),
@@ -55,7 +60,12 @@ def progress_bars(*, shown: bool = True):
             return bars.track(steps, total=total, description=description)
 
         notes = logging.Handler(logging.INFO)
-        notes.emit = lambda record: None if bars.disable else bars.console.print(record.getMessage(), style="dim", markup=False)
+
+        def emit(record: logging.LogRecord) -> None:
+            if not bars.disable or (shown and record.name == said):
+                bars.console.print(record.getMessage(), style="dim", markup=False, highlight=False, soft_wrap=True)
+
+        notes.emit = emit
         logger = logging.getLogger("pyro_mvae")
         logger.addHandler(notes)
         logger.setLevel(logging.INFO)

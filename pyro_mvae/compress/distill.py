@@ -14,11 +14,11 @@ from pyro_mvae.compress.shrink import Shrink
 from pyro_mvae.data import Data
 from pyro_mvae.data.images import Split
 from pyro_mvae.inference import fit, penalties
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.penalties import MatchFeatures, Penalty
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.fold import fold_batch_norm
 from pyro_mvae.nets.structure import structure
+from pyro_mvae.numbers import count
 
 TRAINED = ("both", "decoder")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from pyro_mvae.compress.prune import PruneChannels, inner_channels, kept_channels
 from pyro_mvae.data import Data
 from pyro_mvae.inference import fit
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
+from pyro_mvae.numbers import count
 
 Model = TypeVar("Model", bound=VAE)
 

@@ -13,13 +13,13 @@ from torch import Tensor, fx, nn
 from pyro_mvae.compress.passes import Model, check_float, copied, needed
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.data.images import spread
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.penalties import channel_axis
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vae import ACTIVE
 from pyro_mvae.nets.fold import CONVOLUTIONS, LayerTracer, call_modules
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.numbers import count
 from pyro_mvae.theta import Weights, last_layer
 
 SCOPES = ("layer", "global")

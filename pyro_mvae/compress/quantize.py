@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from pyro_mvae.compress.passes import Model, copied, needed
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.data.images import spread
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.palette import how_palettized
 from pyro_mvae.nets.quantized import ActivationQuantizer, learn_ranges, quantized_pair
+from pyro_mvae.numbers import count
 
 RANGES = ("moving", "learned")
 CALIBRATED, SAMPLED = 512, 4096

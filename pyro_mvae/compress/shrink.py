@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pyro_mvae.compress.passes import Model, check_float, needed
 from pyro_mvae.compress.prune import channels, kept_channels, num_active
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.structure import structure
+from pyro_mvae.numbers import count
 
 
 @dataclass(frozen=True)

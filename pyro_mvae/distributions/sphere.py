@@ -91,14 +91,19 @@ class Directional(TorchDistribution):
         raise NotImplementedError
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """t along the first axis, a uniform direction across it, and both reflected so that the axis becomes loc."""
+        """t along the first axis, a uniform direction across it, and both reflected so that the axis becomes loc.
+
+        The mirror is across axis − loc, or across axis + loc with the sign turned, whichever is longer: √2 or more, so that
+        nothing is lost where loc is near to the axis.
+        """
         t = self.cosine(sample_shape)[..., None]
         across = torch.randn((*t.shape[:-1], self.dim - 1), dtype=t.dtype, device=t.device)
         x = torch.cat([t, (1 - t.square()).clamp(min=1e-12).sqrt() * F.normalize(across, dim=-1)], -1)
         axis = torch.zeros_like(self.loc)
         axis[..., 0] = 1
-        mirror = F.normalize(axis - self.loc, dim=-1, eps=1e-7)
-        return x - 2 * (x * mirror).sum(-1, keepdim=True) * mirror
+        sign = torch.where(self.loc[..., :1] < 0, -1.0, 1.0).to(self.loc.dtype)
+        mirror = F.normalize(axis + sign * self.loc, dim=-1)
+        return sign * (2 * (x * mirror).sum(-1, keepdim=True) * mirror - x)
 
     @property
     def mean(self) -> Tensor:

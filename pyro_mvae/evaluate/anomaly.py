@@ -7,9 +7,9 @@ from torch import Tensor
 
 from pyro_mvae.data import shown
 from pyro_mvae.evaluate.measurement import Measurement
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.numbers import count
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from pyro_mvae.data.batches import require_tensor, scaled
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.latents import assigned, labels_of, matched
 from pyro_mvae.evaluate.measurement import Measurement
-from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.models import VAE
 from pyro_mvae.models.vae import codes
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.numbers import above, count
 
 JUDGE = "judge accuracy"
 
@@ -66,6 +66,8 @@ def train_classifier(
     if not isinstance(labels, Tensor) or not len(labels) or labels.shape != images.shape[:1] or labels.min() < 0:
         given = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"expected {len(images)} labels, from 0 on, one for each image, got {given}")
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype}, expected whole numbers: labels.long()")
     count(batch_size, "batch_size")
     above(lr, "lr")
     if steps is None:
@@ -108,7 +110,7 @@ def generated(model: VAE, train: Split, *, num_images: int = 10_000, seed: int =
     codes like those of the label's training images, see `draw_like` of the model.
 
     Raises:
-        ValueError: when a model has fewer clusters than there are labels.
+        ValueError: when a model has fewer clusters than there are labels, or there is one image of a label to draw codes like.
     """
     labels = labels_of(train)
     wanted = np.unique(labels)

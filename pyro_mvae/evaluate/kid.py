@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.numbers import count
 
 NAME = "KID (EfficientNet-Lite0)"
 SIDE = 224

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,23 +12,31 @@ from torch import Tensor
 from pyro_mvae.data import Split, shown
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement, over_repeats
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.models import VAE, VQVAE
 from pyro_mvae.models.vae import ACTIVE, codes
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.numbers import above, count
 
 NEIGHBOURS = 5
 CODES = "codes are those of images as they are, not binarised"
 
 
-def labels_of(split: Split) -> np.ndarray:
+def labels_of(split: Any) -> np.ndarray:
     """The labels of a split; ValueError when it has none."""
+    check_splits(split)
     if split.labels is None:
         raise ValueError("the data have no labels: accuracy can be measured on digits and mnist:DIR")
     if not len(split.labels):
         raise ValueError("there are no images, expected 1 or more with their labels")
     return split.labels.numpy()
+
+
+def check_splits(*splits: Any) -> None:
+    """Raise a ValueError for what are no splits, images with their labels."""
+    for split in splits:
+        if not isinstance(split, Split):
+            raise ValueError(f"expected a Split, such as data.test or Split(images, labels), got a {type(split).__name__}")
 
 
 def active_units(model: VAE, images: Tensor, *, split: str = "test") -> Measurement:
@@ -54,13 +63,13 @@ def perplexity(model: VQVAE, images: Tensor, *, split: str = "test") -> Measurem
     """About how many codes of a VQ-VAE are in use: exp(−Σ_k p_k log p_k), p_k the share of places that code k stands at.
 
     Raises:
-        ValueError: for no images, some of another shape or not uint8.
+        ValueError: for another model, no images, some of another shape or not uint8.
 
     Source: van den Oord, Vinyals and Kavukcuoglu, 2017.
     """
+    if not isinstance(model, VQVAE):
+        raise ValueError(f"a {type(model).__name__} has no codebook: perplexity is measured of a VQVAE")
     model.check_bytes(images)
-    if not len(images):
-        raise ValueError("there are no images, expected 1 or more")
     shares = model.latent_activity(images) / model.config["num_codes"]
     found = float(torch.special.entr(shares.double()).sum().exp())
     return Measurement("perplexity", found, "codes", f"of {len(shares)} codes; {CODES}", len(images), split=split)
@@ -77,8 +86,8 @@ def code_sparsity(model: VAE, train: Split, test: Split, *, step: float = 0.25) 
 
     Source: (21) of the paper, for the sparse code.
     """
-    if not step > 0:
-        raise ValueError(f"step is {step}, expected more than 0")
+    above(step, "step")
+    check_splits(train, test)
     if not len(train) or not len(test):
         raise ValueError("there are no images: frequencies are those of training images, codes those of test images")
     known, asked = (codes(model, split.images).cpu() for split in (train, test))
@@ -102,7 +111,17 @@ def code_sparsity(model: VAE, train: Split, test: Split, *, step: float = 0.25) 
 def rate_distortion(
     model: VAE, images: Tensor, *, binarization: str = "none", seeds: Sequence[int] = (0,), split: str = "test", chunk: int = 500
 ) -> tuple[Measurement, Measurement]:
-    """The rate, KL(q(z|x) ‖ p(z)) and that of θ′, and the distortion, −E_q[log p(x|z)], in nats per image; their sum is −ELBO."""
+    """The rate, KL(q(z|x) ‖ p(z)) and that of θ′, and the distortion, −E_q[log p(x|z)], in nats per image; their sum is −ELBO.
+
+    Args:
+        images: uint8, (n, C, H, W), or floating point in [0, 1], which is not binarised.
+        seeds: of the repeats, each with a binarisation and noise of its own.
+
+    Raises:
+        ValueError: for no images or seeds, images of another shape, or an unknown binarization.
+    """
+    if not isinstance(seeds, Sequence):
+        raise ValueError(f"seeds are {seeds!r}, expected a list of whole numbers, such as (0, 1, 2)")
     count(chunk, "chunk")
     objective, rates, distortions = Objective(model), [], []
     device = next(model.parameters()).device
@@ -193,14 +212,16 @@ def knn_accuracy(
 ) -> Measurement:
     """Accuracy on test images of 5 nearest neighbours among so many labelled training codes, drawn again and again, in %.
 
-    Each draw has the same number of every class; where that is fewer than 5, as many neighbours are asked.
+    Each draw has the same number of every class, or one more of some, which are drawn too, where the classes do not divide it;
+    where that is fewer than 5, as many neighbours are asked.
 
     Raises:
         ValueError: when a class has fewer training images than that, or there are fewer labels than classes.
     """
     labels, wanted = labels_of(train), labels_of(test)
     classes = np.unique(labels)
-    each = num_labels // len(classes)
+    count(num_labels, "num_labels")
+    each, rest = divmod(num_labels, len(classes))
     if each < 1:
         raise ValueError(f"num_labels is {num_labels}, expected {len(classes)} or more: one for each class")
     if num_labels > most_labels(train):
@@ -213,22 +234,35 @@ def knn_accuracy(
     values, neighbours = [], min(NEIGHBOURS, each)
     for repeat in range(repeats):
         generator = np.random.default_rng((seed, repeat))
-        chosen = np.concatenate([generator.choice(np.flatnonzero(labels == label), each, replace=False) for label in classes])
+        more = generator.permutation(len(classes)) < rest if rest else np.zeros(len(classes), int)
+        drawn = [
+            generator.choice(np.flatnonzero(labels == label), each + one, replace=False)
+            for label, one in zip(classes, more, strict=True)
+        ]
+        chosen = np.concatenate(drawn)
         nearest = KNeighborsClassifier(neighbours).fit(known[chosen], labels[chosen])
         values.append(100 * float(nearest.score(asked, wanted)))
-    protocol = f"{neighbours} nearest of labelled training codes, {each} of each class, drawn {repeats} times; {CODES}"
+    share = f"{each} or {each + 1}" if rest else f"{each}"
+    protocol = f"{neighbours} nearest of labelled training codes, {share} of each class, drawn {repeats} times; {CODES}"
     about = {"unit": "%", "protocol": protocol, "num_images": len(wanted), "seeds": (seed,), "split": split}
     return over_repeats(values, name=f"k-NN accuracy, {num_labels} labels", **about)
 
 
 def probe_accuracy(model: VAE, train: Split, test: Split, *, split: str = "test") -> Measurement:
-    """Accuracy on test images of a linear classifier of the codes, fitted to all training images, in %."""
+    """Accuracy on test images of a linear classifier of the codes, fitted to all training images, in %.
+
+    Raises:
+        ValueError: without labels, or where all training images have the same.
+    """
+    labels, wanted = labels_of(train), labels_of(test)
+    if len(np.unique(labels)) < 2:
+        raise ValueError(f"all training images have the label {labels[0]}, expected 2 labels or more to tell apart")
     from sklearn.linear_model import LogisticRegression  # slow to import
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(codes(model, train.images).cpu().numpy())
     known, asked = (scaler.transform(codes(model, split.images).cpu().numpy()) for split in (train, test))
-    classifier = LogisticRegression(max_iter=300).fit(known, labels_of(train))
-    value = 100 * float(classifier.score(asked, labels_of(test)))
+    classifier = LogisticRegression(max_iter=300).fit(known, labels)
+    value = 100 * float(classifier.score(asked, wanted))
     protocol = f"logistic regression on the standardised posterior means of {len(known)} training images; {CODES}"
     return Measurement("linear probe accuracy", value, "%", protocol, len(asked), split=split)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pyro_mvae.data import shown
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.measurement import Measurement
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.nets.conv import swift
+from pyro_mvae.numbers import count
 
 CODES = 50_000
 """How many codes are drawn at a time."""
@@ -81,11 +81,12 @@ def negative_log_likelihood(
 
     Of a VQ-VAE, whose q(z|x) is one point, it is the bound −log p(x|z) p(z) itself, and K is 1.
 
-    Images are encoded once, whatever K is. With `binarization="dynamic"` they are binarised once, by `seed`, so that models are
-    compared on the same zeros and ones. The noise follows from `seed` too; the global random state is left as it was.
+    Images are encoded once, whatever K is. With `binarization="dynamic"` they are binarised by `seed`, so that models are
+    compared on the same zeros and ones, and anew by the seed of each repeat. The noise follows from the seeds too; the global
+    random state is left as it was.
 
     Args:
-        images: uint8, (n, C, H, W).
+        images: uint8, (n, C, H, W), or floating point in [0, 1], which is not binarised.
         num_samples: K.
         repeats: how often all is estimated anew, with `seed`, `seed` + 1, …
         split: which images they are, for the record.

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.evaluate.measurement import Measurement
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.numbers import count
 
 WINDOW, SPREAD = 11, 1.5
 

@@ -19,11 +19,11 @@ from pyro_mvae.export.capture import MOST, Capture, capture
 from pyro_mvae.export.manifest import tensors_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS, TARGETS, WRONG_PASSES, caution, settle
 from pyro_mvae.export.verify import Verification, check_suffix, written
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.blockwise import block_size
 from pyro_mvae.nets.palette import BITS, how_palettized
 from pyro_mvae.nets.quantized import is_quantized
+from pyro_mvae.numbers import count
 
 logger = logging.getLogger(__name__)
 

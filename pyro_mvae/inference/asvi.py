@@ -26,7 +26,6 @@ from pyro_mvae.inference.fastest import fastest
 from pyro_mvae.inference.history import Callback
 from pyro_mvae.inference.layout import LAYOUTS, in_layout, laid_out
 from pyro_mvae.inference.memory import freed_memory_kept
-from pyro_mvae.inference.numbers import above, count, number
 from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.optimizers import OptimizerFactory, check_factory, described, make_optimizers
 from pyro_mvae.inference.parallel import Parallel, ProcessLost
@@ -36,6 +35,7 @@ from pyro_mvae.inference.run import Run
 from pyro_mvae.inference.tracing import own_noise
 from pyro_mvae.inference.tuning import TEST_LOSS, Controller, OneCycle, check
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.numbers import above, count, number
 
 KEPT = ("last", "best")
 

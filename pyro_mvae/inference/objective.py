@@ -19,10 +19,10 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from pyro_mvae.inference.numbers import number
 from pyro_mvae.inference.penalties import Penalty, Sites
 from pyro_mvae.inference.precision import nets_in
 from pyro_mvae.models.weighted import Weighted
+from pyro_mvae.numbers import number
 
 THETA = "theta"
 """The site of a Bayesian likelihood's parameters θ′; every other latent site is part of the code."""

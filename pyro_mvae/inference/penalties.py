@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, kl_divergence
 
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.models.moved import moved
 from pyro_mvae.nets.palette import PalettizedConv
+from pyro_mvae.numbers import count
 
 Sites = Mapping[str, Any]
 """Pyro's messages by the names of their sites: what a trace holds."""

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from pyro_mvae.inference import penalties
-from pyro_mvae.inference.numbers import above, count, number
+from pyro_mvae.numbers import above, count, number
 
 MOMENTS = ("step", "window", "epoch")
 TEST_LOSS = "test_loss"

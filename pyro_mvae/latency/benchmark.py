@@ -20,13 +20,13 @@ from pyro_mvae.export.deployed import check_file
 from pyro_mvae.export.manifest import describe as described
 from pyro_mvae.export.manifest import for_apple, part_macs
 from pyro_mvae.export.verify import inputs_for, load_artifact
-from pyro_mvae.inference.numbers import above, count
 from pyro_mvae.latency.footprint import footprint
 from pyro_mvae.latency.peaks import Peaks, bytes_moved, measured_peaks
 from pyro_mvae.latency.peers import peers
 from pyro_mvae.latency.phones import ASSUMED, estimates
 from pyro_mvae.latency.timing import Timing, in_turns, ready
 from pyro_mvae.models import VAE
+from pyro_mvae.numbers import above, count
 
 SCHEMA = 2
 NAME = "benchmark.json"

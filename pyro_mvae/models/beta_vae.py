@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from pyro_mvae.models.vae import VAE
+from pyro_mvae.numbers import at_least
 
 
 class BetaVAE(VAE):
@@ -20,7 +20,7 @@ class BetaVAE(VAE):
         beta: β, 0 or more.
 
     Raises:
-        ValueError: for a β below 0.
+        ValueError: for a β that is no finite number, 0 or more.
 
     Source: Higgins et al., β-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework, 2017.
 
@@ -31,6 +31,4 @@ class BetaVAE(VAE):
 
     def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, beta: float = 4.0, **more: Any):
         super().__init__(image_shape, latent_dim, **more)
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"beta is {beta}, expected a number, 0 or more")
-        self.kl_weight = self.config["beta"] = float(beta)
+        self.kl_weight = self.config["beta"] = at_least(beta, "beta")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,7 +82,7 @@ class GMVAE(VAE):
 
     def model(self, x: Tensor) -> Tensor:
         """p(x, z, y, w, θ′), with sites `w`, `y`, `z`, `x` and, if it is random, `theta` in the plate `data`; returns z."""
-        self.check(x)
+        self.check_batch(x)
         self.register(guide=False)
         n = x.shape[0]
         with pyro.plate("data", n):
@@ -96,7 +97,7 @@ class GMVAE(VAE):
 
     def guide(self, x: Tensor) -> None:
         """q(w, z, y, θ′|x), with the sites of `model` but `x` in the plate `data`."""
-        self.check(x)
+        self.check_batch(x)
         self.register(guide=True)
         with pyro.plate("data", x.shape[0]):
             with Weighted(self.kl_weight):
@@ -108,7 +109,7 @@ class GMVAE(VAE):
 
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """z, drawn from q, and log p(w) Σ_y p(y) p(z|w, y) − log q(w|x) q(z|x)."""
-        self.check(x)
+        self.check_batch(x)
         style, posterior = self.style_posterior(x), self.posterior(x)
         w, z = draws(style, num_samples), draws(posterior, num_samples)
         log_prior = self.style_prior(x.shape[0]).log_prob(w) + self.components.log_prob(w, z).logsumexp(-1)
@@ -123,14 +124,16 @@ class GMVAE(VAE):
         return self.components.log_prob(w, z).softmax(-1)
 
     def initialize(
-        self, data: Data | Tensor, *, fit: Callable[..., Any], start: str = "autoencoder", seed: int = 0, **how: Any
-    ) -> None:
-        """Find clusters, and let p(z|w, y) begin with them, varied little by w; arguments as `VaDE.initialize`."""
+        self, data: Data | Tensor, *, start: str = "autoencoder", seed: int = 0, fit: Callable[..., Any] | None = None, **how: Any
+    ) -> float:
+        """Find clusters, and let p(z|w, y) begin with them, varied little by w; otherwise as `VaDE.initialize`."""
+        begun = time.perf_counter()
         gaussians = found_clusters(self, data, start, fit=fit, seed=seed, **how)
         with torch.no_grad():
             for layer, values in ((self.components.loc, gaussians.loc), (self.components.log_scale, gaussians.scale.log())):
                 layer.bias.copy_(values.flatten())
                 layer.weight *= 0.1
+        return time.perf_counter() - begun
 
     def keep_latents(self, kept: Sequence[int]) -> None:
         """As `VAE.keep_latents`, for the components too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import pyro
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_mvae.models.vae import VAE
+from pyro_mvae.numbers import number
 
 
 class InfoVAE(VAE):
@@ -52,11 +54,12 @@ class InfoVAE(VAE):
         **more: Any,
     ):
         super().__init__(image_shape, latent_dim, **more)
-        if not alpha <= 1 or not 1 <= alpha + weight < math.inf:
+        if not number(alpha, "alpha") <= 1 or not 1 <= alpha + number(weight, "weight") < math.inf:
             raise ValueError(f"alpha is {alpha} and weight {weight}, expected alpha of 1 at most, and 1 or more together, finite")
         if kernel not in KERNELS:
             raise ValueError(f"kernel is {kernel!r}, expected one of: {', '.join(KERNELS)}")
-        if not isinstance(bandwidths, Sequence) or not bandwidths or not all(0 < width < math.inf for width in bandwidths):
+        listed = isinstance(bandwidths, Sequence) and len(bandwidths) > 0
+        if not listed or not all(isinstance(width, Real) and 0 < width < math.inf for width in bandwidths):
             raise ValueError(f"bandwidths are {bandwidths}, expected one or more numbers above 0, such as (1.0,)")
         self.kl_weight, self.mmd_weight = 1.0 - alpha, alpha + weight - 1.0
         self.kernel, self.bandwidths = kernel, tuple(bandwidths)

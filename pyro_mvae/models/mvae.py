@@ -41,6 +41,6 @@ class MVAE(VaDE):
     ):
         super().__init__(image_shape, latent_dim, net=net, num_clusters=num_clusters, **more)
 
-    def initialize(self, data: Any, *, start: str = "neighbours", **more: Any) -> None:
+    def initialize(self, data: Any, *, start: str = "neighbours", **more: Any) -> float:
         """As `VaDE.initialize`, from nearest neighbours unless told."""
-        super().initialize(data, start=start, **more)
+        return super().initialize(data, start=start, **more)

@@ -10,7 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_mvae.distributions import PowerSpherical, SphereUniform, VonMisesFisher
-from pyro_mvae.models.vae import VAE
+from pyro_mvae.models.vae import VAE, whole
 
 POSTERIORS = {"von_mises_fisher": VonMisesFisher, "power_spherical": PowerSpherical}
 
@@ -45,7 +45,7 @@ class SVAE(VAE):
     }
 
     def __init__(self, image_shape: Sequence[int], latent_dim: int = 16, *, family: str = "von_mises_fisher", **more: Any):
-        if latent_dim < 2:
+        if whole(latent_dim, "latent_dim") < 2:
             raise ValueError(f"latent_dim is {latent_dim}, expected 2 or more: a sphere has no fewer dimensions")
         if family not in POSTERIORS:
             raise ValueError(f"family is {family!r}, expected one of: {', '.join(POSTERIORS)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,28 +78,32 @@ class VaDE(VAE):
         return self.decode(loc + scale * torch.randn(whole(n, "n", least=0), self.latent_dim, device=loc.device))
 
     def initialize(
-        self, data: Data | Tensor, *, fit: Callable[..., Any], start: str = "autoencoder", seed: int = 0, **how: Any
-    ) -> None:
-        """Find clusters, and let the prior begin with them.
+        self, data: Data | Tensor, *, start: str = "autoencoder", seed: int = 0, fit: Callable[..., Any] | None = None, **how: Any
+    ) -> float:
+        """Find clusters, and let the prior begin with them; how many seconds that took.
 
         Args:
-            data: what `fit` is given; training images of a `Data`, or uint8, (n, C, H, W).
-            fit: `pyro_mvae.fit`, or what trains a pair as it does.
+            data: training images of a `Data`, or uint8, (n, C, H, W).
             start: "autoencoder" for the likeliest Gaussian mixture of an autoencoder's codes, as the authors begin; "neighbours"
                 for clusters of pictures joined through their nearest neighbours, as an encoder learns to read them off moved
                 pictures, see `neighbourhoods` and `Reader`.
-            how: more settings of `fit`.
+            fit: what trains a pair as `pyro_mvae.fit` does; that itself when None.
+            how: settings of `fit`, such as `epochs`.
 
         Raises:
             ValueError: for an unknown start, fewer images than clusters, or a model without clusters.
         """
+        begun = time.perf_counter()
         self.clustered.start(found_clusters(self, data, start, fit=fit, seed=seed, **how))
+        return time.perf_counter() - begun
 
 
 STARTS = ("autoencoder", "neighbours")
 
 
-def found_clusters(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[..., Any], seed: int, **how: Any) -> Gaussians:
+def found_clusters(
+    vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[..., Any] | None, seed: int, **how: Any
+) -> Gaussians:
     """The clusters of a model's codes, once its encoder has been made to have some."""
     if start not in STARTS:
         raise ValueError(f"start is {start!r}, expected one of: {', '.join(STARTS)}")
@@ -107,6 +112,8 @@ def found_clusters(vae: VAE, data: Data | Tensor, start: str, *, fit: Callable[.
     vae.check_bytes(images)
     if len(images) < vae.num_clusters:
         raise ValueError(f"there are {len(images)} images, expected {vae.num_clusters} or more, one for each cluster")
+    if fit is None:
+        from pyro_mvae.inference.asvi import fit  # the one import upwards: models know nothing else of how they are trained
     if start == "autoencoder":
         fit(Autoencoder(vae), data, seed=seed, **how)
         return likeliest(codes(vae, images), vae.num_clusters, seed=seed)

@@ -52,7 +52,7 @@ class VAE(nn.Module):
     Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014; θ′ is the paper's.
 
     To extend the guide or the prior, override one method: `posterior` or `prior`. Models whose prior has clusters say how many,
-    `num_clusters`, find those of images, `clusters(x)`, and have a way to begin, `initialize(data, fit=…)`.
+    `num_clusters`, find those of images, `clusters(x)`, and have a way to begin, `initialize(data)`.
 
     Example:
         >>> import torch
@@ -143,7 +143,7 @@ class VAE(nn.Module):
 
     def joint(self, x: Tensor) -> tuple[Tensor, TorchDistributionMixin]:
         """The sites of `model`; z, and p(x|z, θ′)."""
-        self.check(x)
+        self.check_batch(x)
         self.register(guide=False)
         with pyro.plate("data", x.shape[0]):
             with Weighted(self.kl_weight):
@@ -154,7 +154,7 @@ class VAE(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """q(z|x) and q(θ′|x), with sites `z` and `theta` in the plate `data`."""
-        self.check(x)
+        self.check_batch(x)
         self.register(guide=True)
         with pyro.plate("data", x.shape[0]):
             with Weighted(self.kl_weight):
@@ -177,7 +177,7 @@ class VAE(nn.Module):
 
         Shapes: (n, C, H, W) → (K, n, …) each, (K, n).
         """
-        self.check(x)
+        self.check_batch(x)
         posterior = self.posterior(x)
         z = draws(posterior, num_samples)
         return self.propose_theta(x, z, self.prior(x.shape[0]).log_prob(z) - posterior.log_prob(z))
@@ -192,8 +192,7 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """The mean of q(z|x); (n, latent_dim)."""
-        self.check(x)
-        self.check_lone(x.shape[0])
+        self.check_batch(x)
         return self.code_of(self.encoder(x)[0])
 
     def code_of(self, loc: Tensor) -> Tensor:
@@ -202,9 +201,12 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """σ(η), the location of p(x|z), as a picture in [0, 1]; (n, latent_dim) → (n, C, H, W)."""
-        self.check_lone(z.shape[0])
+        if not isinstance(z, Tensor):
+            raise ValueError(f"expected codes as a tensor, got a {type(z).__name__}: torch.as_tensor makes one of an array")
         if z.ndim != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(f"expected codes of shape (n, {self.latent_dim}), got {tuple(z.shape)}")
+        self.check_type("codes", z)
+        self.check_lone(z.shape[0])
         return self.decoder(z).sigmoid()
 
     @torch.no_grad()
@@ -213,7 +215,7 @@ class VAE(nn.Module):
 
         Over z ~ q(z|x), θ′ ~ q(θ′|x) and x ~ p(x|z, θ′), by the law of total variance.
         """
-        self.check(x)
+        self.check_batch(x)
         whole(num_samples, "num_samples")
         posterior, means, variances = self.posterior(x), [], []
         theta_posterior = None if self.theta is None else self.theta_posterior(x)
@@ -231,6 +233,8 @@ class VAE(nn.Module):
 
     def draw_like(self, z: Tensor, n: int) -> Tensor:
         """New codes, like those of some images, see `likeness`; (m, latent_dim) → (n, latent_dim)."""
+        if len(z) < 2:
+            raise ValueError(f"codes were to be drawn like those of {len(z)} image, expected 2 or more of each kind")
         covariance = torch.atleast_2d(z.T.cov()) + 1e-4 * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         return torch.distributions.MultivariateNormal(z.mean(0), covariance).sample((n,))
 
@@ -274,10 +278,21 @@ class VAE(nn.Module):
             raise ValueError(f"expected images of shape (n, {shape}), got {tuple(x.shape)}: reshape or resize them")
         if not x.is_floating_point():
             raise ValueError(f"expected images in [0, 1], of floating point, got {x.dtype}: divide them by 255")
+        self.check_type("images", x)
+
+    def check_batch(self, x: Tensor) -> None:
+        """Raise a ValueError for anything but a batch of this model's images that its nets can take now."""
+        self.check(x)
+        self.check_lone(x.shape[0])
+
+    def check_type(self, what: str, x: Tensor) -> None:
+        """Raise a ValueError for float64 where the parameters are not, as arrays of NumPy are unless told."""
+        if x.dtype == torch.float64 and (own := next(self.parameters()).dtype) != x.dtype:
+            raise ValueError(f"{what} are {x.dtype}, and the model is {own}: give {what} of its type, such as by .float()")
 
     def check_lone(self, n: int) -> None:
         """Raise a ValueError for one image alone where it would be normalised by itself."""
-        if n == 1 and self.training and any(isinstance(layer, nn.BatchNorm2d) for layer in self.modules()):
+        if self.training and n == 1 and any(isinstance(layer, nn.BatchNorm2d) for layer in self.modules()):
             raise ValueError("there is one image, and in training the model normalises by its batches: give 2, or call eval()")
 
     def check_bytes(self, images: Any) -> None:
@@ -337,6 +352,8 @@ def checked_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 def checked_sizes(widths: Sequence[int], hidden: int) -> dict[str, Any]:
     """Sizes of nets, for `config`."""
+    if not isinstance(widths, Sequence) or isinstance(widths, str):
+        raise ValueError(f"widths are {widths!r}, expected a list of whole numbers, such as (32, 64)")
     return {"widths": [whole(n, "each of widths") for n in widths], "hidden": whole(hidden, "hidden")}
 
 
@@ -348,5 +365,5 @@ def checked_cluster(cluster: int, num_clusters: int) -> int:
 
 def whole(number: int, name: str, *, least: int = 1) -> int:
     if not isinstance(number, Integral) or number < least:
-        raise ValueError(f"{name} is {number}, expected a whole number, {least} or more")
+        raise ValueError(f"{name} is {number!r}, expected a whole number, {least} or more")
     return int(number)

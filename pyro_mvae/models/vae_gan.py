@@ -15,6 +15,7 @@ from pyro_mvae.likelihoods import location
 from pyro_mvae.models.vae import VAE
 from pyro_mvae.models.weighted import Weighted
 from pyro_mvae.nets.discriminator import Discriminator
+from pyro_mvae.numbers import at_least
 
 
 class VAEGAN(VAE):
@@ -36,7 +37,7 @@ class VAEGAN(VAE):
             two things: γ weighs the encoder's part too, and the decoder plays with pictures drawn, not with reconstructions.
 
     Raises:
-        ValueError: for a weight below 0.
+        ValueError: for a weight that is no finite number, 0 or more.
 
     Source: Larsen et al., Autoencoding beyond pixels using a learned similarity metric, 2016.
 
@@ -59,10 +60,8 @@ class VAEGAN(VAE):
         **more: Any,
     ):
         super().__init__(image_shape, latent_dim, **more)
-        self.weights = {"similarity": similarity, "adversary": adversary, "pixels": pixels}
-        for name, weight in self.weights.items():
-            if not weight >= 0:
-                raise ValueError(f"{name} is {weight}, expected 0 or more")
+        weights = {"similarity": similarity, "adversary": adversary, "pixels": pixels}
+        self.weights = {name: at_least(weight, name) for name, weight in weights.items()}
         self.config |= self.weights
         self.discriminator = Discriminator(self.image_shape)
 

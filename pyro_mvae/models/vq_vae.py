@@ -21,6 +21,7 @@ from pyro_mvae.nets.causal import Causal
 from pyro_mvae.nets.grid import make_grid_nets
 from pyro_mvae.nets.kinds import usual_sizes
 from pyro_mvae.nets.modes import evaluating
+from pyro_mvae.numbers import at_least, number
 
 
 class VQVAE(VAE):
@@ -82,8 +83,7 @@ class VQVAE(VAE):
         sizes: dict[str, Any] = checked_sizes(usual[0] if widths is None else widths, usual[1] if hidden is None else hidden)
         encoder, decoder, num_places = make_grid_nets(net, shape, dim, **sizes, mlp_places=whole(places, "places"))
         super().__init__(shape, dim, net=net, **sizes, encoder=encoder, decoder=decoder, **more)
-        if not commitment >= 0:
-            raise ValueError(f"commitment is {commitment}, expected 0 or more")
+        commitment = at_least(commitment, "commitment")
         self.config |= {"num_codes": num_codes, "commitment": commitment, "decay": decay, "places": places}
         self.commitment, self.latent_dim = commitment, dim * num_places
         self.codebook = Codebook(whole(num_codes, "num_codes"), dim, decay=decay)
@@ -99,7 +99,7 @@ class VQVAE(VAE):
 
     def guide(self, x: Tensor) -> None:
         """q(z|x), with the site `z` and the factor `commitment` in the plate `data`, and q(θ′|x) with `theta` if it is random."""
-        self.check(x)
+        self.check_batch(x)
         self.register(guide=True)
         with pyro.plate("data", x.shape[0]):
             flat = self.encoder(x)
@@ -113,7 +113,7 @@ class VQVAE(VAE):
 
     def propose(self, x: Tensor, num_samples: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """The code that q gives and its log p(z): once, as more would be the same, or K times with θ′ drawn for each."""
-        self.check(x)
+        self.check_batch(x)
         num_samples = 1 if self.theta is None else num_samples
         z = self.posterior(x).sample()
         weights = self.prior(x.shape[0]).log_prob(z)
@@ -121,7 +121,7 @@ class VQVAE(VAE):
 
     def encode(self, x: Tensor) -> Tensor:
         """e(c), flat, the vectors' dimensions first; (n, latent_dim · places)."""
-        self.check(x)
+        self.check_batch(x)
         return self.posterior(x).v
 
     def code_of(self, loc: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class VQVAE(VAE):
 
     def encode_codes(self, x: Tensor) -> Tensor:
         """c, what a file would hold of x; (n, places) of integers."""
-        self.check(x)
+        self.check_batch(x)
         return self.codebook.indices(self.codebook.split(self.encoder(x)))
 
     def draw_like(self, z: Tensor, n: int, *, steps: int = 200) -> Tensor:
@@ -192,7 +192,7 @@ class Codebook(nn.Module):
 
     def __init__(self, num_codes: int, code_dim: int, *, decay: float = 0.99, dead: float = 0.03):
         super().__init__()
-        if not 0 < decay < 1:
+        if not 0 < number(decay, "decay") < 1:
             raise ValueError(f"decay is {decay}, expected between 0 and 1")
         self.decay, self.dead = decay, dead
         self.register_buffer("vectors", torch.randn(num_codes, code_dim))

@@ -25,9 +25,9 @@ from pyro_mvae.data.images import Split, spread
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
 from pyro_mvae.inference.checkpoint import checksum, digest, load_model, save_model
-from pyro_mvae.inference.numbers import above, count, number
 from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.models import VAE
+from pyro_mvae.numbers import above, count, number
 from pyro_mvae.search.budget import UNITS, Budget, Cost
 from pyro_mvae.search.layout import known_costs, laid_out
 from pyro_mvae.search.pace import last_epochs, paces

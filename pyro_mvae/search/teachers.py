@@ -12,9 +12,9 @@ from pyro_mvae.compress.prune import PruneLatents, num_active
 from pyro_mvae.data import Data
 from pyro_mvae.data.images import spread
 from pyro_mvae.inference.checkpoint import load_model, save_model
-from pyro_mvae.inference.numbers import count
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE
+from pyro_mvae.numbers import count
 from pyro_mvae.search.pace import BATCH_SIZE
 from pyro_mvae.search.rounds import LR
 from pyro_mvae.search.student import folded

@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier
 
 from pyro_mvae import VAE, VaDE, evaluate, fit
 from pyro_mvae.compress import SparseCode
 from pyro_mvae.data import Split
 from pyro_mvae.evaluate import judge, latents
+from tests.catalog import unchecked
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
@@ -105,5 +107,18 @@ def test_labels_need_not_be_the_first_numbers(sets, fitted):
 
 def test_neighbours_are_told_as_they_were_asked(sets, fitted):
     found = evaluate.knn_accuracy(fitted, *sets, num_labels=11, repeats=2, seed=4)
-    assert "2 nearest of labelled training codes, 2 of each class, drawn 2 times" in found.protocol
+    assert found.name == "k-NN accuracy, 11 labels"
+    assert "2 nearest of labelled training codes, 2 or 3 of each class, drawn 2 times" in found.protocol
     assert found.seeds == (4,)
+
+
+def test_as_many_labels_are_drawn_as_were_asked_for(sets, fitted, monkeypatch):
+    """Of four classes, in turn: 2, 3, 3 and 3 for 11; the one that goes without is drawn."""
+    drawn, fit_neighbours = [], KNeighborsClassifier.fit
+    keep = lambda self, x, y: drawn.append(np.bincount(y).tolist()) or fit_neighbours(self, x, y)  # noqa: E731
+    monkeypatch.setattr(KNeighborsClassifier, "fit", keep)
+    evaluate.knn_accuracy(fitted, *sets, num_labels=11, repeats=20)
+    assert {tuple(sorted(counts)) for counts in drawn} == {(2, 3, 3, 3)}
+    assert len({counts.index(2) for counts in drawn}) == 4
+    with pytest.raises(ValueError, match=r"num_labels is 11\.5, expected a whole number"):
+        unchecked(evaluate.knn_accuracy)(fitted, *sets, num_labels=11.5)

@@ -43,6 +43,10 @@ def test_likelihood_is_repeated_with_new_noise_and_says_how(sets, fitted):
     assert thrice.seeds == (2, 3, 4)
     assert 0 < thrice.sd < 1
     assert abs(thrice.nats - once.nats) < 5 * thrice.sd
+    dynamic = {"num_samples": 5, "binarization": "dynamic"}
+    each = [negative_log_likelihood(fitted, sets[1].images, seed=seed, **dynamic).nats for seed in (2, 3)]
+    both = negative_log_likelihood(fitted, sets[1].images, seed=2, repeats=2, **dynamic)
+    assert both.nats == pytest.approx(sum(each) / 2, rel=1e-6)
     tighter = negative_log_likelihood(fitted, sets[1].images, num_samples=100)
     assert tighter.nats < once.nats
     with pytest.raises(ValueError, match="num_samples is 0, expected a whole number, 1 or more"):

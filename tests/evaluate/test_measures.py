@@ -171,3 +171,26 @@ def test_what_cannot_be_measured_says_so(sets, fitted):
         psnr(torch.zeros(2, 1, 12, 12), torch.zeros(2, 3, 12, 12))
     with pytest.raises(ValueError, match="two batches in"):
         ssim(torch.zeros(2, 1, 12, 12).byte(), torch.zeros(2, 1, 12, 12).byte())
+
+
+def test_what_is_given_for_something_else_says_so(sets, fitted):
+    train, test = sets
+    for measure in (evaluate.clustering_accuracy, evaluate.knn_accuracy, evaluate.probe_accuracy, evaluate.code_sparsity):
+        with pytest.raises(ValueError, match=r"expected a Split, such as .* got a Tensor"):
+            unchecked(measure)(fitted, train.images, test.images)
+    with pytest.raises(ValueError, match="seeds are 3, expected a list"):
+        unchecked(evaluate.rate_distortion)(fitted, test.images, seeds=3)
+    with pytest.raises(ValueError, match="a VAE has no codebook"):
+        unchecked(evaluate.perplexity)(fitted, test.images)
+    with pytest.raises(ValueError, match="step is inf"):
+        evaluate.code_sparsity(fitted, train, test, step=float("inf"))
+    with pytest.raises(ValueError, match=r"labels are torch.float32, expected whole numbers"):
+        evaluate.train_classifier(train.images, train.labels.float())
+    with pytest.raises(ValueError, match="all training images have the label 2"):
+        evaluate.probe_accuracy(fitted, Split(train.images, torch.full((400,), 2)), test)
+
+
+def test_one_image_of_a_label_is_too_few_to_draw_codes_like(sets, fitted):
+    rare = Split(sets[0].images[:9], torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3]))
+    with pytest.raises(ValueError, match="like those of 1 image, expected 2 or more of each kind"):
+        evaluate.generation_accuracy(fitted, rare, sets[1], judge_of(sets[0]), num_images=8)

@@ -66,7 +66,7 @@ def test_an_mvae_has_clusters_and_a_bayesian_likelihood_where_it_is_told_to(imag
         with pytest.raises(ValueError, match="this MVAE has no clusters"):
             use(x)
     whole = MVAE((1, 16, 16), 4, num_clusters=3, theta="weights", **SMALL)
-    whole.initialize(images, fit=fit, start="autoencoder", epochs=2)
+    whole.initialize(images, start="autoencoder", epochs=2)
     found = terms(whole.eval(), x)
     torch.manual_seed(0)
     q, theta_q = whole.posterior(x), whole.theta_posterior(x)
@@ -114,7 +114,7 @@ def test_a_weighed_gmvae_scales_every_latent_site_but_not_the_expectation():
 def test_vade_starts_from_an_autoencoder_and_its_codes(images):
     vae = VaDE((1, 16, 16), 4, num_clusters=3, net="mlp", widths=(), hidden=16)
     before = Objective(vae)(images.float() / 255)["likelihood"]
-    vae.initialize(images, fit=fit, epochs=20)
+    assert 0 < vae.initialize(images, epochs=20) < 600  # seconds
     assert Objective(vae)(images.float() / 255)["likelihood"] < 0.8 * before
     found = vae.mixture(len(images)).log_prob(codes(vae, images)).mean()
     assert found > Mixture(3, 4)(len(images)).log_prob(codes(vae, images)).mean()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+import subprocess
+import sys
 
 import pyro
 import pytest
@@ -14,7 +17,21 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_mvae import MVAE, VAE, VQVAE, Objective, PruneChannels, Quantize, compile_objective, fit, load_model, save_model
+from pyro_mvae import (
+    MVAE,
+    SVAE,
+    VAE,
+    VAEGAN,
+    VQVAE,
+    BetaVAE,
+    Objective,
+    PruneChannels,
+    Quantize,
+    compile_objective,
+    fit,
+    load_model,
+    save_model,
+)
 from pyro_mvae.evaluate.likelihood import log_evidence
 from pyro_mvae.inference import compile_gradients
 from pyro_mvae.likelihoods import Logistic
@@ -190,11 +207,19 @@ def test_a_batch_of_one_and_a_wrong_shape(name):
         vae.predictive(x_for((1, 16, 16), 2), num_samples=0)
     with pytest.raises(ValueError, match=rf"\(n, {vae.latent_dim}\), got \(2, {vae.latent_dim + 1}\)"):
         vae.decode(torch.zeros(2, vae.latent_dim + 1))
+    for call, value in ((vae.encode, one), (vae.model, one), (vae.decode, torch.zeros(2, vae.latent_dim))):
+        with pytest.raises(ValueError, match=r"are torch.float64, and the model is torch.float32"):
+            call(value.double())
+    with pytest.raises(ValueError, match="expected codes as a tensor, got a ndarray"):
+        unchecked(VAE.decode)(vae, torch.zeros(2, vae.latent_dim).numpy())
     with pytest.raises(ValueError, match="n is -1, expected a whole number, 0 or more"):
         vae.generate(-1)
     if any(isinstance(layer, nn.BatchNorm2d) for layer in vae.modules()):
         with pytest.raises(ValueError, match=r"one image, and in training .* call eval\(\)"):
             vae.train().generate(1)
+        for call in (vae.model, vae.guide, vae.encode, vae.predictive, lambda x: vae.propose(x, 2)):
+            with pytest.raises(ValueError, match=r"one image, and in training .* call eval\(\)"):
+                call(one)
     if vae.num_clusters is not None:
         with pytest.raises(ValueError, match="cluster is 3, expected a whole number, 0 to 2"):
             vae.generate(2, cluster=3)
@@ -232,6 +257,50 @@ def test_the_default_mobile_nets_fit_any_size():
 def test_mistakes_are_explained(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (BetaVAE, {"beta": -1}, "beta is -1, expected a finite number, 0 or more"),
+        (BetaVAE, {"beta": math.inf}, "beta is inf"),
+        (SVAE, {"latent_dim": 1}, "a sphere has no fewer dimensions"),
+        (VAEGAN, {"similarity": math.inf}, "similarity is inf"),
+        (VAEGAN, {"pixels": -0.5}, "pixels is -0.5"),
+        (VQVAE, {"commitment": math.inf}, "commitment is inf"),
+        (VQVAE, {"decay": 1.0}, "decay is 1.0"),
+    ],
+)
+def test_weights_are_finite_numbers(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind((1, 8, 8), **arguments)
+
+
+WRONG_TYPES = {
+    "BetaVAE((1, 8, 8), beta='4')": "beta is '4', expected a number",
+    "InfoVAE((1, 8, 8), alpha='0')": "alpha is '0', expected a number",
+    "InfoVAE((1, 8, 8), bandwidths=('1',))": "bandwidths are ('1',), expected one or more numbers above 0, such as (1.0,)",
+    "SVAE((1, 8, 8), '10')": "latent_dim is '10', expected a whole number, 1 or more",
+    "VAEGAN((1, 8, 8), pixels='1')": "pixels is '1', expected a number",
+    "VQVAE((1, 8, 8), decay='0.9')": "decay is '0.9', expected a number",
+    "VQVAE((1, 8, 8), num_codes=8.5)": "num_codes is 8.5, expected a whole number, 1 or more",
+    "VAE((1, 8, 8), widths=32)": "widths are 32, expected a list of whole numbers, such as (32, 64)",
+    "VAE((1, 8, 8), widths='32')": "widths are '32', expected a list of whole numbers, such as (32, 64)",
+}
+
+
+def test_wrong_types_are_explained_too(tmp_path):
+    """In a process of its own: in this one, types are checked before a model could."""
+    lines = [
+        "from pyro_mvae import *",
+        "def message(make):",
+        "    try: make()",
+        "    except ValueError as error: return str(error)",
+    ]
+    script = tmp_path / "wrong.py"
+    script.write_text("\n".join([*lines, *(f"print(message(lambda: {wrong}))" for wrong in WRONG_TYPES)]))
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == list(WRONG_TYPES.values())
 
 
 def test_an_unknown_model_gets_the_nearest_name():

@@ -28,6 +28,18 @@ def above(value: Any, name: str, least: float = 0.0) -> None:
         raise ValueError(f"{name} is {value}, expected more than {least:g}")
 
 
+def at_least(value: Any, name: str, least: float = 0.0) -> float:
+    """A setting that is a finite number of `least` or more; ValueError for anything else.
+
+    Example:
+        >>> at_least(0, "beta")
+        0.0
+    """
+    if not least <= number(value, name) < math.inf:
+        raise ValueError(f"{name} is {value}, expected a finite number, {least:g} or more")
+    return float(value)
+
+
 def count(value: Any, name: str, least: int = 1) -> None:
     """Raise a ValueError for what is no whole number of `least` or more."""
     if number(value, name) != int(min(max(value, -1), 2**53)) or value < least:
