@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import time
@@ -18,13 +17,12 @@ import pandas as pd
 
 from pyro_mvae import evaluate
 from pyro_mvae._version import __version__
-from pyro_mvae.atomic import write_text
 from pyro_mvae.claimed import claim
 from pyro_mvae.costs import costs_of, deploy, deployed, known_costs, write_costs
 from pyro_mvae.data import Data, load_data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.environment import environment
-from pyro_mvae.evaluate.judge import JUDGE, Classifier
+from pyro_mvae.evaluate.judge import Classifier
 from pyro_mvae.evaluate.latents import most_labels
 from pyro_mvae.evaluate.measurement import Measurement
 from pyro_mvae.failures import reported
@@ -33,6 +31,7 @@ from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE, VQVAE, model_class
 from pyro_mvae.numbers import above, count
 from pyro_mvae.recipe import CLUSTERED, RECIPES, Recipe, recipe_of
+from pyro_mvae.results import Measures, first_seed, gathered, judged, measure_into, result_path
 from pyro_mvae.side_by_side import each_by_itself
 from pyro_mvae.table9 import PAPER, table9, write_page, write_table9
 from pyro_mvae.train import initialized, usual_epochs
@@ -145,7 +144,7 @@ def compare(
     for folder in ("results", "checkpoints"):
         (out / folder).mkdir(exist_ok=True)
     failures = measure_all(settings, images, out, processes=processes, progress=progress)
-    firsts = {name: seed for name in settings.models if (seed := first_seed(settings, name, out)) is not None}
+    firsts = {name: seed for name in settings.models if (seed := first_seed(out, name, settings.seeds)) is not None}
     trained: dict[str, VAE] = {}
     for name, seed in firsts.items():
         with reported(failures, f"{name}-read", out):
@@ -226,7 +225,7 @@ def measure_all(settings: Settings, data: Data, out: Path, *, processes: int, pr
     if min(processes, len(cases)) == 1:
         for number, (name, seed) in enumerate(cases, 1):
             failures |= measured(settings, name, seed, data, out, judge, progress=progress)
-            tell(settings, name, seed, data, out, failures, number=number, of=len(cases), begun=begun)
+            tell(settings, name, seed, data, out, failures, done=done_of(number, len(cases), begun=begun))
         return failures
     cases.sort(key=lambda case: case[0] not in CLUSTERED)  # begun last, those that take longest would leave other processes idle
     parts = [(settings, name, seed, out, judge) for name, seed in cases]
@@ -237,36 +236,25 @@ def measure_all(settings: Settings, data: Data, out: Path, *, processes: int, pr
                 with reported(failures, f"{case[1]}-{case[2]}", out):
                     raise ChildProcessError("its process was ended from outside: perhaps there was no memory left")
             failures |= failed or {}
-            tell(settings, case[1], case[2], data, out, failures, number=number, of=len(parts), begun=begun)
+            tell(settings, case[1], case[2], data, out, failures, done=done_of(number, len(parts), begun=begun))
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; the states of models half trained are in {out / 'checkpoints'}", None) from error
     return failures
 
 
-def tell(
-    settings: Settings,
-    name: str,
-    seed: int,
-    data: Data,
-    out: Path,
-    failures: Mapping[str, str],
-    *,
-    number: int,
-    of: int,
-    begun: float,
-) -> None:
-    """Say in the log that a model is done, the last of so many, and write the table of those so far, without costs."""
+def tell(settings: Settings, name: str, seed: int, data: Data, out: Path, failures: Mapping[str, str], *, done: str) -> None:
+    """Say in the log that a model is done, and write the table of those so far, without costs."""
     failed = [f"{what}: {reason}" for what, reason in failures.items() if what in (f"{name}-{seed}", f"{name}-cost")]
     state = f"failed: {'; '.join(failed)}" if failed else "trained and measured"
-    logger.info("%s, seed %d: %s; %d of %d after %.0f s", name, seed, state, number, of, time.perf_counter() - begun)
+    logger.info("%s, seed %d: %s; %s", name, seed, state, done)
     figures = {each: gathered(out, each, settings.seeds) for each in settings.models}
     facts = {"so far": SO_FAR, **facts_of(settings, data, failures, judged=judged(figures))}
     write_table9(table9({}, figures, {}, missing=settings.models), out, facts=facts)
 
 
-def judged(figures: Mapping[str, Mapping[str, list[float]]]) -> set[float]:
-    """The judge's own accuracies, as there may be one for each time that the comparison was gone on with."""
-    return {value for found in figures.values() for value in found.get(JUDGE, [])}
+def done_of(number: int, total: int, *, begun: float) -> str:
+    """How far it is, in words."""
+    return f"{number} of {total} after {time.perf_counter() - begun:.0f} s"
 
 
 def measured_elsewhere(settings: Settings, name: str, seed: int, out: Path, judge: Classifier | None) -> dict[str, str]:
@@ -293,41 +281,20 @@ def measured(
     return failures
 
 
-def result_path(out: Path, name: str, seed: int) -> Path:
-    """Where the figures of a model are."""
-    return out / "results" / f"{name}-{seed}.json"
-
-
 def measure(
     settings: Settings, name: str, seed: int, data: Data, out: Path, judge: Classifier | None, *, progress: Track
 ) -> None:
     """Train a model, measure it, and write its figures; each is kept as it comes, and not measured again."""
     model, history = fitted(settings, name, seed, data, out, progress=progress)
-    path = result_path(out, name, seed)
-    part = path.with_suffix(".part.json")
-    found: dict[str, Any] = read_json(part) if part.exists() else {}
-    for what, figures in measures(settings, name, seed, model, history.attrs, data, judge, progress=progress).items():
-        if what not in found:
-            found[what] = [figure.as_dict() for figure in figures()]
-            write_text(part, json.dumps(found, indent=2) + "\n")
     about = {"model": name, "seed": seed, "epochs": settings.epochs, "seconds": float(history["seconds"].sum())}
     about |= {"initialize_seconds": history.attrs.get("initialize_seconds", 0.0), **environment()}
-    measurements = [entry for entries in found.values() for entry in entries]
-    write_text(path, json.dumps({**about, "measurements": measurements}, indent=2) + "\n")
-    part.unlink()
+    found = measures(settings, name, seed, model, data, judge, started=about["initialize_seconds"], progress=progress)
+    measure_into(result_path(out, name, seed), found, about=about)
 
 
 def measures(
-    settings: Settings,
-    name: str,
-    seed: int,
-    model: VAE,
-    attrs: Mapping[Any, Any],
-    data: Data,
-    judge: Classifier | None,
-    *,
-    progress: Track,
-) -> dict[str, Callable[[], Iterable[Measurement]]]:
+    settings: Settings, name: str, seed: int, model: VAE, data: Data, judge: Classifier | None, *, started: float, progress: Track
+) -> Measures:
     """What is measured of a model, each by a name of its own, in the order of its result file."""
     train, test, binarization = data.train, data.test, data.binarization
     images, how = test.images, {"binarization": binarization, "progress": progress}
@@ -340,9 +307,8 @@ def measures(
     if isinstance(model, VQVAE):
         found["perplexity"] = lambda: [evaluate.perplexity(model, images)]
     if name in CLUSTERED:
-        seconds = attrs.get("initialize_seconds", 0.0)
         protocol = "until the prior had clusters to begin with, training for that included"
-        found["start"] = lambda: [Measurement("start", seconds, "s", protocol, len(train), split="train", seeds=(seed,))]
+        found["start"] = lambda: [Measurement("start", started, "s", protocol, len(train), split="train", seeds=(seed,))]
     if data.shape[0] == 3 and all(map(find_spec, KID_PACKAGES)):
         found["kid"] = lambda: [evaluate.kid(model, images, num_images=min(settings.num_generated, 1000), seed=seed)]
     if judge is not None:
@@ -353,45 +319,6 @@ def measures(
         drawn = {"num_images": settings.num_generated, "seed": seed}
         found["generated"] = lambda: evaluate.generation_accuracy(model, train, test, judge, **drawn)
     return found
-
-
-def first_seed(settings: Settings, name: str, out: Path) -> int | None:
-    """The first seed of a model that has results; None when there is none."""
-    return next((seed for seed in range(settings.seeds) if result_path(out, name, seed).exists()), None)
-
-
-def gathered(out: Path, name: str, seeds: int) -> dict[str, list[float]]:
-    """The values of each measurement of a model, over the seeds that have results."""
-    values: dict[str, list[float]] = {}
-    for seed in range(seeds):
-        path = result_path(out, name, seed)
-        if path.exists():
-            for entry in read_result(path)["measurements"]:
-                values.setdefault(entry["name"], []).append(entry["value"])
-    return values
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """What a result file holds; ValueError for one that is damaged."""
-    held = read_json(path)
-    try:
-        assert {"name", "value"} <= set().union(*held["measurements"])
-    except (KeyError, TypeError, AssertionError) as error:
-        raise ValueError(damaged(path)) from error
-    return held
-
-
-def read_json(path: Path) -> Any:
-    """What a file in `results` holds; ValueError for one that is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(damaged(path)) from error
-
-
-def damaged(path: Path) -> str:
-    """What is said of a file that can't be read."""
-    return f"{path} is damaged: remove it, and the model is measured again"
 
 
 def number_of(number: int | None, thing: str) -> str:

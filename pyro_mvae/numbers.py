@@ -25,7 +25,7 @@ def number(value: Any, name: str) -> float:
 def above(value: Any, name: str, least: float = 0.0) -> None:
     """Raise a ValueError for what is no finite number above `least`."""
     if not least < number(value, name) < math.inf:
-        raise ValueError(f"{name} is {value}, expected more than {least:g}")
+        raise ValueError(f"{name} is {value}, expected more than {least:g}{', and finite' if value == math.inf else ''}")
 
 
 def at_least(value: Any, name: str, least: float = 0.0) -> float:

@@ -16,8 +16,9 @@ from click.testing import CliRunner
 
 import pyro_mvae
 from pyro_mvae import VAE, cli, costs, evaluate
-from pyro_mvae.compare import KID_PACKAGES, chosen, gathered
+from pyro_mvae.compare import KID_PACKAGES, chosen
 from pyro_mvae.recipe import RECIPES
+from pyro_mvae.results import gathered
 from tests.evaluate.test_measures import stripes
 
 SMALL = {"epochs": 1, "seeds": 2, "batch_size": 20, "nll_samples": 2, "num_generated": 40, "latent_dim": 4}

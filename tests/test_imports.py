@@ -10,7 +10,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"build", "apply", "compare", "experiment"},
-    {"table9"},
+    {"table9", "results"},
     {"costs", "document", "monitor"},
     {"search"},
     {"latency"},

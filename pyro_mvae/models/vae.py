@@ -359,7 +359,7 @@ def checked_sizes(widths: Sequence[int], hidden: int) -> dict[str, Any]:
 
 def checked_cluster(cluster: int, num_clusters: int) -> int:
     if not isinstance(cluster, Integral) or not 0 <= cluster < num_clusters:
-        raise ValueError(f"cluster is {cluster}, expected a whole number, 0 to {num_clusters - 1}")
+        raise ValueError(f"cluster is {cluster!r}, expected a whole number, 0 to {num_clusters - 1}")
     return cluster
 
 
