@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,8 +64,10 @@ def started(model: VAE, data: Data, path: Path | None, settings: Mapping[str, An
     if path is not None and path.exists():
         files.load_model(path, into=model)
         return float(files.read(path)[1]["notes"]["seconds"])
+    begun = time.perf_counter()
     shared = {name: settings[name] for name in ("seed", "batch_size", "epochs", "progress", "compile") if name in settings}
-    seconds = round(model.initialize(data, **shared), 2)  # pyright: ignore[reportCallIssue]
+    model.initialize(data, fit=fit, **shared)  # pyright: ignore[reportCallIssue]
+    seconds = round(time.perf_counter() - begun, 2)
     if path is not None and Parallel.current().rank == 0:
         files.save_model(path, model, seconds=seconds)
     return seconds
