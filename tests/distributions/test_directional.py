@@ -150,11 +150,12 @@ def test_draws_lie_evenly_around_their_direction(family, dim):
 @pytest.mark.parametrize("away", [0.0, 1e-30, 1e-12, 1e-8, 6e-8, 1e-6])
 @pytest.mark.parametrize("first", [1.0, -1.0])
 def test_draws_are_on_the_sphere_and_near_a_direction_that_is_nearly_an_axis(family, away, first):
-    """κ = 10⁶: locᵀx is 1 to a few parts in 10⁵, in float32, and a gradient is a number."""
+    """κ = 10⁶: locᵀx is 1 to a few parts in 10⁵, in float32, and a gradient is a number; κ = 1: what is far off is as long."""
     torch.manual_seed(0)
     loc = torch.tensor([first, away, -away, 0.0]).requires_grad_()
-    x = FAMILIES[family](loc, torch.tensor(1e6), validate_args=False).rsample((200,))
-    torch.testing.assert_close(x.norm(dim=-1), torch.ones(200))
+    wide, x = (FAMILIES[family](loc, torch.tensor(kappa), validate_args=False).rsample((200,)) for kappa in (1.0, 1e6))
+    for some in (wide, x):
+        torch.testing.assert_close(some.norm(dim=-1), torch.ones(200))
     assert (x @ loc > 1 - 1e-4).all()
     assert torch.autograd.grad(x.square().sum() + x[:, 1].sum(), loc)[0].isfinite().all()
 
