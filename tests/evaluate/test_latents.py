@@ -113,10 +113,14 @@ def test_neighbours_are_told_as_they_were_asked(sets, fitted):
 
 
 def test_as_many_labels_are_drawn_as_were_asked_for(sets, fitted, monkeypatch):
-    """Of four classes, in turn: 2, 3, 3 and 3 for 11; the one that goes without is drawn."""
+    """Of four classes, in turn: 2, 3, 3 and 3 for 11; the class that goes without the third is drawn."""
     drawn, fit_neighbours = [], KNeighborsClassifier.fit
-    keep = lambda self, x, y: drawn.append(np.bincount(y).tolist()) or fit_neighbours(self, x, y)  # noqa: E731
-    monkeypatch.setattr(KNeighborsClassifier, "fit", keep)
+
+    def noted(self, x, y):
+        drawn.append(np.bincount(y).tolist())
+        return fit_neighbours(self, x, y)
+
+    monkeypatch.setattr(KNeighborsClassifier, "fit", noted)
     evaluate.knn_accuracy(fitted, *sets, num_labels=11, repeats=20)
     assert {tuple(sorted(counts)) for counts in drawn} == {(2, 3, 3, 3)}
     assert len({counts.index(2) for counts in drawn}) == 4
