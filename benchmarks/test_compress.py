@@ -35,7 +35,8 @@ from pyro_mvae.search.student import folded
 
 RUNS = Path(__file__).parent / "runs"
 SMALLER, FEWER_MACS, TENTH = 50, 30, 10
-SAMPLES = 25
+SAMPLES, MORE_SAMPLES = 25, 200
+"""Of the NLL, which few overstate, the more the less an encoder says: what a student loses is measured by both."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ CASES = {
         pruned=0.75,
         more=5,
         rounding=2,
-        minutes={"size": 55, "tenth": 35, "macs": 60, "search": 60},
+        minutes={"size": 55, "tenth": 35, "macs": 150, "search": 60},
         sparse=(0.5, 0.5),
         codes=5,
     ),
@@ -133,10 +134,14 @@ def float_bytes(model: VAE) -> int:
 
 def quality(model: VAE, data: Data) -> dict[str, float]:
     """On test images: NLL in nats, and PSNR in dB and SSIM of reconstructions."""
-    images = data.test.images
-    nll = negative_log_likelihood(model, images, num_samples=SAMPLES, binarization=data.binarization).nats
-    pictures = {measured.name.lower(): round(measured.value, 4) for measured in reconstruction(model, images)}
-    return {"nll": round(nll, 3), **pictures}
+    pictures = {measured.name.lower(): round(measured.value, 4) for measured in reconstruction(model, data.test.images)}
+    return {"nll": nll_of(model, data), **pictures}
+
+
+def nll_of(model: VAE, data: Data, *, num_samples: int = SAMPLES) -> float:
+    """Nats per test image."""
+    images, binarization = data.test.images, data.binarization
+    return round(negative_log_likelihood(model, images, num_samples=num_samples, binarization=binarization).nats, 3)
 
 
 def files(model: VAE, folder: Path) -> dict[str, Path]:
@@ -247,15 +252,20 @@ def together(subject: Subject) -> VAE:
 def test_compress_within(bound, subject, record):
     """A fiftieth of the teacher's bytes, or a tenth or a thirtieth of its multiply-adds, as many as it takes of the other."""
     small, about = searched(subject, bound)
-    found = {name: quality(model, subject.data) for name, model in {"teacher": subject.teacher, "student": small}.items()}
+    found = {
+        name: {**quality(model, subject.data), "nll_of_more": nll_of(model, subject.data, num_samples=MORE_SAMPLES)}
+        for name, model in {"teacher": subject.teacher, "student": small}.items()
+    }
     kb = sum(map(len, lower_parts(small).values())) / KB
     figures = {
         "times_smaller": round(float_bytes(subject.teacher) / KB / kb, 1),
         "times_fewer_macs": round(num_macs(subject.teacher) / num_macs(small), 1),
         "nll_loss": round(found["student"]["nll"] - found["teacher"]["nll"], 3),
+        "nll_loss_of_more": round(found["student"]["nll_of_more"] - found["teacher"]["nll_of_more"], 3),
         "goal_nll_loss": 1.0,
     }
-    record(f"compress-{bound}-{subject.name}", {**figures, "kb": kb, "nll_samples": SAMPLES, "search": about, "rows": found})
+    figures |= {"kb": kb, "nll_samples": SAMPLES, "more_samples": MORE_SAMPLES}
+    record(f"compress-{bound}-{subject.name}", {**figures, "search": about, "rows": found})
 
 
 def test_compress_int8(subject, record):
