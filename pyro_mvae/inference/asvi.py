@@ -30,7 +30,7 @@ from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.optimizers import OptimizerFactory, check_factory, described, make_optimizers
 from pyro_mvae.inference.parallel import Parallel, ProcessLost
 from pyro_mvae.inference.penalties import Penalty
-from pyro_mvae.inference.precision import PRECISIONS, require
+from pyro_mvae.inference.precision import require
 from pyro_mvae.inference.run import Run
 from pyro_mvae.inference.tracing import own_noise
 from pyro_mvae.inference.tuning import TEST_LOSS, Controller, OneCycle, check
@@ -147,7 +147,6 @@ def fit(
         files.claim(Path(checkpoint))
     check_choice("compile", compile, ("auto", *BACKENDS))
     check_choice("layout", layout, ("auto", *LAYOUTS))
-    check_choice("precision", precision, PRECISIONS)
     check_choice("keep", keep, KEPT)
     if ema is not None and not 0 < number(ema, "ema") < 1:
         raise ValueError(f"ema is {ema}, expected a decay between 0 and 1, such as 0.999")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -20,12 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, kl_divergence
 
+from pyro_mvae.inference.bound import Sites, negative_elbo, own_weights
 from pyro_mvae.models.moved import moved
 from pyro_mvae.nets.palette import PalettizedConv
 from pyro_mvae.numbers import count
-
-Sites = Mapping[str, Any]
-"""Pyro's messages by the names of their sites: what a trace holds."""
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -337,7 +335,9 @@ class Tighten:
     """λ (ELBO − L_K), L_K = E[log 1/K Σₖ wₖ], wₖ = p(x, zₖ, θ′ₖ) / q(zₖ, θ′ₖ|x): where λ is 1, L_K is what (14) maximises.
 
     L_K ≤ log p(x) is the importance-weighted bound, the tighter the larger K. It asks of q(z|x) that a good code be among K, not
-    that each be good: a small encoder loses less by it. R is 0 or less; K codes are decoded besides the one of the ELBO.
+    that each be good: a small encoder loses less by it. R is 0 or less on average. The code of the ELBO is one of the K, and the
+    ELBO of R is that which is minimised beside it, so that where λ is 1 nothing is left of it, nor of its noise; of a pair that
+    enumerates, whose codes are not drawn alike, K others are.
 
     Args:
         num_samples: K.
@@ -358,11 +358,16 @@ class Tighten:
     def __call__(self, vae: Any, x: Tensor, model_sites: Sites, guide_sites: Sites) -> Tensor:
         if not hasattr(vae, "propose") or getattr(vae, "point", False):
             raise ValueError(f"a {type(vae).__name__} draws no codes to weigh: Tighten is for models with a density q(z|x)")
+        own = own_weights(model_sites, guide_sites, x.shape[0])
+        more = self.num_samples - (own is not None)
         with statistics_kept(vae):
-            latents, weights = vae.propose(x, self.num_samples)
+            latents, weights = vae.propose(x, more)
             likelihood = vae.conditional(*(value.flatten(0, 1) for value in latents))
-            weights = weights + likelihood.log_prob(x.repeat(self.num_samples, 1, 1, 1)).view_as(weights)
-        return (weights.mean(0) - weights.logsumexp(0)).mean() + math.log(self.num_samples)
+            weights = weights + likelihood.log_prob(x.repeat(more, 1, 1, 1)).view_as(weights)
+        elbo = weights.mean()
+        if own is not None:
+            elbo, weights = -negative_elbo(model_sites, guide_sites) / x.shape[0], torch.cat([own[None], weights])
+        return elbo - weights.logsumexp(0).mean() + math.log(self.num_samples)
 
 
 def mutual_information(p: Tensor, q: Tensor) -> Tensor:

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from pyro_mvae.inference.forward import Forward, changed
+
 PRECISIONS = ("float32", "bfloat16")
 
 
 def require(precision: str, device: torch.device) -> None:
-    """Raise a ValueError where the hardware has no arithmetic of a precision and would only imitate it, slowly."""
+    """Raise a ValueError for an unknown precision, and for one that the hardware would only imitate, slowly."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}")
     if precision == "float32":
         return
     known = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -29,16 +33,11 @@ def nets_in(precision: str, model: nn.Module) -> Iterator[None]:
     Densities are left alone: a sum of hundreds of log-probabilities wants more than the 8 bits of bfloat16.
     """
     nets = [] if precision == "float32" else [net for net in model.children() if any(True for _ in net.parameters())]
-    for net in nets:
-        net.forward = in_bfloat16(net.forward)
-    try:
+    with changed(nets, in_bfloat16):
         yield
-    finally:
-        for net in nets:
-            del net.forward
 
 
-def in_bfloat16(forward: Any) -> Any:
+def in_bfloat16(forward: Forward) -> Forward:
     def run(*args: Any, **kwargs: Any) -> Any:
         device = next(value for value in args if isinstance(value, Tensor)).device.type
         with torch.autocast(device, dtype=torch.bfloat16):

@@ -25,6 +25,7 @@ from pyro_mvae.data.images import Split, spread
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
 from pyro_mvae.inference.checkpoint import checksum, digest, load_model, save_model
+from pyro_mvae.inference.precision import require
 from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.models import VAE
 from pyro_mvae.numbers import above, count, number
@@ -39,7 +40,7 @@ from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_
 logger = logging.getLogger(__name__)
 
 HELD_OUT = 2000
-FORMAT = 5
+FORMAT = 6
 """Of what a folder keeps of its search."""
 
 
@@ -69,6 +70,7 @@ class Search:
     nll_samples: int = 25
     distill: float = 1.0
     importance_samples: int = 1
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -95,6 +97,7 @@ def miniaturize(
     nll_samples: int = 25,
     distill: float = 1.0,
     importance_samples: int = 1,
+    precision: str = "float32",
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     processes: int = 1,
@@ -125,6 +128,7 @@ def miniaturize(
         distill: λ of (19), where students are distilled; a VQ-VAE's learn from the data alone.
         importance_samples: K of the bound that the last student is trained on with, see `penalties.Tighten`; 1 for the ELBO. For
             the smallest students, whose encoders say little; an epoch takes longer the larger K is.
+        precision: what students are trained in until rounding is: "float32", or "bfloat16", for processors that are faster at it.
         out: the folder to make, or to go on in: a student that was trained is not trained again. It holds `student.safetensors`,
             `pareto.csv`, `pareto.html`, and all students in `candidates/`.
         processes: how many students are trained at a time, each in a process of its own.
@@ -152,7 +156,8 @@ def miniaturize(
     """
     sizes = None if latent_dims is None else tuple(latent_dims)
     count(processes, "processes")
-    search = Search(budget, minutes, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, seed)
+    search = Search(budget, minutes, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, precision, seed)
+    require(precision, next(teacher.parameters()).device)
     check_latents(teacher, search.latent_dims or ())
     check_handed_over(teacher)
     if out is None:
@@ -186,23 +191,25 @@ def searched(
     if not plans:
         size = min(latents)
         plans = least(teachers[size], search.budget, latent_dim=size, bits=min(search.weight_bits), latency=table.estimate)
-    epoch = paces(plans[:1], teachers, data, out, distill=search.distill)[plans[0]].seconds
+    lessons: dict[str, Any] = {"distill": search.distill, "precision": search.precision}
+    epoch = paces(plans[:1], teachers, data, out, **lessons)[plans[0]].seconds
     halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
     costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
     rows: dict[str, dict[str, Any]] = {}
     plans = list(costs)
-    pace = paces(plans, teachers, data, out, distill=search.distill)
+    pace = paces(plans, teachers, data, out, **lessons)
     with tempfile.TemporaryDirectory() as shared:
         files, samples = handed_over(teachers, data, held, Path(shared)), search.importance_samples
-        lesson = Lesson(search.distill, search.seed, files, out, search.nll_samples, samples)
+        lesson = Lesson(search.distill, search.seed, files, out, search.nll_samples, samples, search.precision)
         told = {plan: lesson if pace[plan].distilled else replace(lesson, distill=0.0) for plan in plans}
         for rung, (seconds, number) in enumerate(halving):
             plans = plans[:number]
             epochs = {plan: pace[plan].epochs(seconds) for plan in plans}
-            if samples > 1 and rung == len(RUNGS) - 1:
+            if rung == len(RUNGS) - 1:
                 about: dict[str, Any] = {"weight": search.distill, "samples": samples, "seconds": seconds}
+                about["precision"] = search.precision
                 epochs = {
                     plan: last_epochs(plan, teachers[plan.latent_dim], data, out, pace=pace[plan], **about) for plan in plans
                 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +20,12 @@ from pyro_mvae.inference.penalties import Distill, Penalty, Tighten
 from pyro_mvae.models import VAE
 from pyro_mvae.search.plans import Plan
 
+logger = logging.getLogger(__name__)
+
 TIMED_IMAGES = 1280
 BATCH_SIZE, MANY = 64, 25_000
+WORTH_COMPILING = 600.0
+"""Seconds of training from which on a step is timed compiled too, which takes up to a minute; `fit` compiles where that pays."""
 DEAR = 2.0
 """How many times as long an epoch with the teacher may take: where it takes longer, more epochs teach a student more."""
 
@@ -46,13 +52,16 @@ class Pace:
         return max(int(seconds / self.seconds), 1)
 
 
-def paces(plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, *, distill: float) -> dict[Plan, Pace]:
+def paces(
+    plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, *, distill: float, precision: str = "float32"
+) -> dict[Plan, Pace]:
     """The pace of each plan, measured once and kept in `paces.json`; what a teacher takes is measured with the first."""
     first = plans[0]
     taught_by = lessons(teachers[first.latent_dim], distill)
 
     def seconds(name: str, plan: Plan, penalties: Sequence[Penalty] = (), *, besides: float = 0.0) -> float:
-        return once(out, name, lambda: max(seconds_an_epoch(plan, teachers[plan.latent_dim], data, penalties) - besides, 0.0))
+        how: dict[str, Any] = {"penalties": penalties, "precision": precision}
+        return once(out, name, lambda: max(seconds_an_epoch(plan, teachers[plan.latent_dim], data, **how) - besides, 0.0))
 
     lesson = seconds("lesson", first, taught_by, besides=seconds(first.name, first)) if taught_by else float("inf")
     return {plan: pace(seconds(plan.name, plan), lesson) for plan in plans}
@@ -70,12 +79,27 @@ def pace(alone: float, lesson: float) -> Pace:
 
 
 def last_epochs(
-    plan: Plan, teacher: VAE, data: Data, out: Path, *, pace: Pace, weight: float, samples: int, seconds: float
+    plan: Plan,
+    teacher: VAE,
+    data: Data,
+    out: Path,
+    *,
+    pace: Pace,
+    weight: float,
+    samples: int,
+    seconds: float,
+    precision: str = "float32",
 ) -> int:
-    """How many epochs there is time for in the last round, where several codes are drawn for each image."""
+    """How many epochs there is time for in the last round: several codes may be drawn for each image, and compiling may pay."""
     taught_by = lessons(teacher, weight if pace.distilled else 0.0, importance_samples=samples)
-    taken = once(out, f"{plan.name}, {samples} codes", lambda: seconds_an_epoch(plan, teacher, data, taught_by))
-    return replace(pace, seconds=taken).epochs(seconds)
+    backends = ("eager", "inductor") if seconds > WORTH_COMPILING else ("eager",)
+
+    def measured(backend: str) -> float:
+        name = f"{plan.name}, {samples} codes, {backend}"
+        how: dict[str, Any] = {"penalties": taught_by, "precision": precision, "compile": backend}
+        return once(out, name, lambda: seconds_an_epoch(plan, teacher, data, **how))
+
+    return replace(pace, seconds=min(map(measured, backends))).epochs(seconds)
 
 
 def once(out: Path, name: str, measure: Callable[[], float]) -> float:
@@ -88,14 +112,18 @@ def once(out: Path, name: str, measure: Callable[[], float]) -> float:
     return known[name]
 
 
-def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, taught_by: Sequence[Penalty]) -> float:
-    """Of one student alone, on one thread."""
+def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, *, compile: str = "eager", **settings: Any) -> float:
+    """Of one student alone, on one thread, with settings of `fit`; infinite where it can't be compiled."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     few = replace(data, train=Split(data.train.images[:TIMED_IMAGES]))
-    how: dict[str, Any] = {"epochs": 3, "batch_size": batch_size(data), "penalties": taught_by, "compile": "eager"}
     try:
-        history = fit(plan.student(teacher), few, **how)
+        history = fit(plan.student(teacher), few, epochs=3, batch_size=batch_size(data), compile=compile, **settings)
+    except Exception as error:
+        if compile == "eager":
+            raise
+        logger.warning("not compiled: %s", str(error).strip().splitlines()[0])  # no C++ compiler: whatever torch raises
+        return math.inf
     finally:
         torch.set_num_threads(threads)
     return float(history["seconds"].iloc[1:].min()) * len(data.train) / len(few.train)

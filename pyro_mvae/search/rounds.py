@@ -51,6 +51,7 @@ class Lesson:
         seed: of weights and noise.
         files: the folder of what `handed_over` wrote.
         out: the folder of the search.
+        precision: of `fit`; what is trained with its rounding is trained in float32.
     """
 
     distill: float
@@ -59,6 +60,7 @@ class Lesson:
     out: Path
     nll_samples: int
     importance_samples: int = 1
+    precision: str = "float32"
 
 
 def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path) -> Path:
@@ -137,7 +139,9 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
     common: dict[str, Any] = {"batch_size": batch_size(data), "seed": lesson.seed + rung, "resume": True}
     taught_by = lessons(teacher, lesson.distill, importance_samples=lesson.importance_samples if last else 1)
     path = folder / f"{plan.name}-{rung}.float.safetensors"
-    model, _ = fit_stage(model, data, path, epochs=epochs - rounding, lr=LR, penalties=taught_by, **common)
+    model, _ = fit_stage(
+        model, data, path, epochs=epochs - rounding, lr=LR, penalties=taught_by, precision=lesson.precision, **common
+    )
     small = Quantize(weight_bits=plan.weight_bits)(model.eval(), data.train.images)
     driven: dict[str, float] = {}
     if rounding:

@@ -128,5 +128,6 @@ def test_a_precision_that_the_hardware_lacks_is_refused(images, monkeypatch):
     monkeypatch.setattr(asvi, "require", lacking)
     with pytest.raises(ValueError, match="no bfloat16 arithmetic"):
         fit(small(), images, precision="bfloat16")
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="precision is 'half'"):
         fit(small(), images, precision="half")

@@ -10,7 +10,10 @@ from torch import nn
 from pyro_mvae import Objective, fit, penalties
 from pyro_mvae.compress import Palettize
 from pyro_mvae.inference import compile_gradients
+from pyro_mvae.inference.bound import own_weights
+from pyro_mvae.inference.objective import importance_traces
 from pyro_mvae.likelihoods import LIKELIHOODS, BernoulliLikelihood, LogisticLikelihood, make_likelihood
+from pyro_mvae.models import vae as vae_module
 from pyro_mvae.nets.palette import with_weights
 from tests.catalog import MODELS, PENALTIES, REGULARIZERS
 from tests.linear_gaussian import LinearGaussian, data
@@ -253,6 +256,52 @@ def test_tightening_has_the_gradients_of_what_it_is():
         )
 
     assert torch.autograd.gradcheck(tightened, [each.detach().requires_grad_() for each in (model.W, model.A, model.log_s)])
+
+
+def test_where_lambda_is_1_nothing_is_left_but_the_tightened_bound():
+    """Of an exact posterior that is log p(x), whatever the noise."""
+    model = LinearGaussian(exact=True)
+    objective = Objective(model, [penalties.Tighten(1.0, num_samples=3)])
+    evidence = model.log_evidence(data()).mean()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        torch.testing.assert_close(objective(data())["loss"], -evidence)
+    with torch.no_grad():
+        model.log_s += 0.5
+    assert (objective(data())["loss"] + evidence).abs().item() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["VAE", "SVAE", "VaDE", "MVAE"])
+def test_the_weights_of_what_a_pair_drew_are_those_of_what_it_proposes(name, monkeypatch):
+    """log p(x, z, θ′) − log q(z, θ′|x) at the same draws."""
+    vae, x = MODELS[name]((1, 16, 16)).eval(), torch.rand(4, 1, 16, 16).round()
+    model, guide = (dict(trace.nodes) for trace in importance_traces(vae.model, vae.guide, x))
+    latents = [guide[name]["value"][None] for name in ("z", "theta") if name in guide]
+    drawn = iter(latents)
+    monkeypatch.setattr(vae_module, "draws", lambda *_: next(drawn))
+    _, weights = vae.propose(x, 1)
+    expected = weights[0] + vae.conditional(*(each[0] for each in latents)).log_prob(x)
+    torch.testing.assert_close(own_weights(model, guide, 4), expected)
+
+
+def test_a_pair_that_enumerates_has_no_weights_of_its_own():
+    vae, x = MODELS["GMVAE"]((1, 16, 16)), torch.rand(4, 1, 16, 16).round()
+    assert own_weights(*(dict(trace.nodes) for trace in importance_traces(vae.model, vae.guide, x)), 4) is None
+    assert Objective(vae, [penalties.Tighten(1.0, num_samples=3)])(x)["tighten"].isfinite()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_tightening_encodes_once_and_decodes_each_code_once(precision):
+    vae, x = MODELS["VAE"]((1, 16, 16)), torch.rand(4, 1, 16, 16).round()
+    seen = []
+    for net in (vae.encoder, vae.decoder):
+        net.register_forward_hook(lambda net, inputs, _: seen.append((type(net).__name__, len(inputs[0]))))
+    encode = vae.encoder.body.register_forward_hook(lambda *_: seen.append("encoded"))
+    Objective(vae, [penalties.Tighten(1.0, num_samples=5)], precision=precision)(x)["loss"].backward()
+    encode.remove()
+    assert seen.count("encoded") == 1
+    assert sum(size for name, size in (each for each in seen if each != "encoded") if "Decoder" in name) == 5 * 4
+    assert "forward" not in vars(vae.encoder)
 
 
 class Penalised(nn.Module):

@@ -144,13 +144,31 @@ def test_the_last_student_is_trained_on_the_bound_of_several_codes(data, tmp_pat
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     how = {"budget": Budget(kb=45), "minutes": 0.002, "nll_samples": 2, "latent_dims": (4,), "importance_samples": 3}
     found = miniaturize(teacher, data, **how, out=tmp_path / "small")
-    assert f"{found.name}, 3 codes" in json.loads((tmp_path / "small" / "paces.json").read_text())
+    assert f"{found.name}, 3 codes, eager" in json.loads((tmp_path / "small" / "paces.json").read_text())
     fitted = {path.name: read(path)[1]["notes"]["history"] for path in (tmp_path / "small" / "candidates").glob("*.float.*")}
     told = {name: "tighten" in history[0] for name, history in fitted.items()}
     assert told == {name: name.endswith("-2.float.safetensors") for name in fitted}
     assert any(told.values())
+    with pytest.raises(ValueError, match="precision is 'float16', expected"):
+        miniaturize(teacher, data, **{**how, "precision": "float16"})
     with pytest.raises(ValueError, match="importance_samples is 0"):
         miniaturize(teacher, data, **{**how, "importance_samples": 0})
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16 arithmetic")
+def test_students_are_trained_in_a_precision_until_they_are_rounded(data, tmp_path, cheap, paced, monkeypatch):
+    rounds = sys.modules["pyro_mvae.search.rounds"]
+    stage, told = rounds.fit_stage, []
+
+    def watched(model, data, path, **how):
+        told.append(("rounding" in path.name, how.get("precision", "float32")))
+        return stage(model, data, path, **how)
+
+    monkeypatch.setattr(rounds, "fit_stage", watched)
+    miniaturize(MODELS["VAE"]((1, 16, 16)).eval(), **quick(data, tmp_path / "small", precision="bfloat16"))
+    assert set(told) == {(False, "bfloat16"), (True, "float32")}
+    with pytest.raises(ValueError, match="holds a search with precision=bfloat16, not float32"):
+        miniaturize(MODELS["VAE"]((1, 16, 16)).eval(), **quick(data, tmp_path / "small"))
 
 
 def test_the_nearest_is_the_smallest_there_is_on_each_axis():
@@ -184,9 +202,9 @@ def test_costs_are_those_of_the_files():
 
 
 def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_path, cheap, monkeypatch):
-    def seconds(plan, teacher, data, taught_by):
+    def seconds(plan, teacher, data, *, penalties, **_):
         """There is time for 66 epochs of mobile nets; a lesson is dear for them, and cheap for convolutions, which are slow."""
-        return SECONDS[plan.net] + 0.08 * len(taught_by)
+        return SECONDS[plan.net] + 0.08 * len(penalties)
 
     monkeypatch.setattr(pace, "seconds_an_epoch", seconds)
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
@@ -247,7 +265,7 @@ def quick(data, out, **more):
 @pytest.fixture
 def paced(monkeypatch):
     """Epochs that take as long as is said, so that every run has the same students, and few of them."""
-    monkeypatch.setattr(pace, "seconds_an_epoch", lambda plan, *given: SECONDS[plan.net] / 4)
+    monkeypatch.setattr(pace, "seconds_an_epoch", lambda plan, *_, **__: SECONDS[plan.net] / 4)
     plans = sys.modules["pyro_mvae.search.plans"]
     for name, few in {"SHARES": (1.0,), "CONV_DEPTHS": (2,), "CONV_HIDDEN": ((1, 1.0),)}.items():
         monkeypatch.setattr(plans, name, few)
@@ -408,7 +426,7 @@ def test_students_do_not_see_what_they_are_chosen_by(data):
 @pytest.mark.parametrize("name", ["GMVAE", "VQVAE", "SVAE", "VAEGAN"])  # what a student has besides nets differs in these
 def test_every_model_has_students(name, data, cheap, monkeypatch):
     monkeypatch.setattr(sys.modules["pyro_mvae.search.plans"], "SHARES", (1.0,))
-    monkeypatch.setattr(pace, "seconds_an_epoch", lambda *given: 1.0)  # a trace of each is what they take
+    monkeypatch.setattr(pace, "seconds_an_epoch", lambda *_, **__: 1.0)  # a trace of each is what they take
     teacher = MODELS[name]((1, 16, 16)).eval()
     size = teacher.config["latent_dim"]
     found = miniaturize(teacher, data, budget=Budget(macs=400_000), minutes=0.001, nll_samples=1, latent_dims=(size,))
