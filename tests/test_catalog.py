@@ -13,7 +13,6 @@ def test_every_penalty_has_an_entry():
         "weights_and_axes",
         "channel_axis",
         "Penalty",
-        "statistics_kept",
         "mutual_information",
         "attention",
         "bernoulli_divergence",

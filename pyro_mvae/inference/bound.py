@@ -122,7 +122,7 @@ def enumerated_terms(groups: Mapping[str, Sequence[Pair]], model: Trace, guide: 
 
 
 def own_weights(model_sites: Sites, guide_sites: Sites, n: int) -> Tensor | None:
-    """log p(x, z, θ′) − log q(z, θ′|x) of what a pair has drawn, an image each; None where it enumerates, or has more to say."""
+    """log p(x, z, θ′) − log q(z, θ′|x) of what a pair has drawn, an image each; None where they are not one an image."""
     pairs = bound_pairs(model_sites, guide_sites)
     sites = [(sign, site) for pair in pairs for sign, site in zip((1, -1), pair, strict=True) if site is not None]
     if not sites or any(is_enumerated(site) or site["unscaled_log_prob"].shape != (n,) for _, site in sites):

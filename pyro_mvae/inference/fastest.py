@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_mvae.inference.compiled import Graph, compile_gradients
 from pyro_mvae.inference.layout import LAYOUTS, in_layout, laid_out
 from pyro_mvae.inference.objective import Objective
+from pyro_mvae.inference.tracing import reason
 from pyro_mvae.inference.undone import restored
 
 WORTH_COMPILING = 150.0
@@ -61,7 +62,7 @@ def fastest(
                 try:
                     measure("inductor", candidate)
                 except Exception as error:  # no C++ compiler, or an operation that it does not know: whatever torch raises
-                    logger.warning("not compiled: %s", str(error).strip().splitlines()[0])
+                    logger.warning("not compiled: %s", reason(error))
                     break
     best = min(seconds, key=seconds.__getitem__)
     shown = ", ".join(f"{' '.join(how)} {time * 1e3:.2f} ms" for how, time in seconds.items())

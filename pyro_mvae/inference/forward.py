@@ -1,4 +1,4 @@
-"""What the nets of a model do while a bound is computed, besides what they say."""
+"""How nets run while an objective is computed: changes that are undone afterwards."""
 
 from __future__ import annotations
 
@@ -39,3 +39,17 @@ def encoded_once(model: nn.Module, x: Tensor) -> Iterator[None]:
 
     with changed((net for name, net in model.named_children() if name.startswith("encoder")), remembering):
         yield
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """What is normalised by its batch in here leaves no trace in the running statistics: those are of pictures as they are."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, kl_divergence
 
 from pyro_mvae.inference.bound import Sites, negative_elbo, own_weights
+from pyro_mvae.inference.forward import statistics_kept
 from pyro_mvae.models.moved import moved
 from pyro_mvae.nets.palette import PalettizedConv
 from pyro_mvae.numbers import count
@@ -385,17 +385,3 @@ def mutual_information(p: Tensor, q: Tensor) -> Tensor:
     joint = torch.einsum("n...k,n...l->...kl", p, q) / p.shape[0]
     joint = ((joint + joint.mT) / 2).clamp(min=1e-8)
     return (joint * (joint.log() - joint.sum(-2, keepdim=True).log() - joint.sum(-1, keepdim=True).log())).sum((-2, -1))
-
-
-@contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """What is normalised by its batch in here leaves no trace in the running statistics: those are of pictures as they are."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum

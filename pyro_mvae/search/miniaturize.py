@@ -191,15 +191,15 @@ def searched(
     if not plans:
         size = min(latents)
         plans = least(teachers[size], search.budget, latent_dim=size, bits=min(search.weight_bits), latency=table.estimate)
-    lessons: dict[str, Any] = {"distill": search.distill, "precision": search.precision}
-    epoch = paces(plans[:1], teachers, data, out, **lessons)[plans[0]].seconds
+    how: dict[str, Any] = {"distill": search.distill, "precision": search.precision}
+    epoch = paces(plans[:1], teachers, data, out, **how)[plans[0]].seconds
     halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
     costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
     rows: dict[str, dict[str, Any]] = {}
     plans = list(costs)
-    pace = paces(plans, teachers, data, out, **lessons)
+    pace = paces(plans, teachers, data, out, **how)
     with tempfile.TemporaryDirectory() as shared:
         files, samples = handed_over(teachers, data, held, Path(shared)), search.importance_samples
         lesson = Lesson(search.distill, search.seed, files, out, search.nll_samples, samples, search.precision)
@@ -208,8 +208,8 @@ def searched(
             plans = plans[:number]
             epochs = {plan: pace[plan].epochs(seconds) for plan in plans}
             if rung == len(RUNGS) - 1:
-                about: dict[str, Any] = {"weight": search.distill, "samples": samples, "seconds": seconds}
-                about["precision"] = search.precision
+                about: dict[str, Any] = {"weight": search.distill, "precision": search.precision}
+                about |= {"samples": samples, "seconds": seconds}
                 epochs = {
                     plan: last_epochs(plan, teachers[plan.latent_dim], data, out, pace=pace[plan], **about) for plan in plans
                 }

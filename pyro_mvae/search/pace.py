@@ -17,6 +17,7 @@ from pyro_mvae.data import Data
 from pyro_mvae.data.images import Split
 from pyro_mvae.inference import fit
 from pyro_mvae.inference.penalties import Distill, Penalty, Tighten
+from pyro_mvae.inference.tracing import reason
 from pyro_mvae.models import VAE
 from pyro_mvae.search.plans import Plan
 
@@ -122,7 +123,7 @@ def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, *, compile: str = "ea
     except Exception as error:
         if compile == "eager":
             raise
-        logger.warning("not compiled: %s", str(error).strip().splitlines()[0])  # no C++ compiler: whatever torch raises
+        logger.warning("not compiled: %s", reason(error))  # no C++ compiler: whatever torch raises
         return math.inf
     finally:
         torch.set_num_threads(threads)
