@@ -44,7 +44,8 @@ class Case:
     """A data set, its teacher, and how long things are trained on it.
 
     `fit` is of what is trained from scratch, `more` the epochs after a pass, `rounding` those with rounding, `minutes` of each
-    search, `sparse` the threshold and λ of (21), `codes` how many are drawn in the last round of a search for multiply-adds.
+    search, `sparse` the threshold and λ of (21), `codes` how many are drawn in the late rounds of a search for multiply-adds, and
+    `precision` what its students are trained in.
     """
 
     option: str
@@ -60,6 +61,7 @@ class Case:
     minutes: Mapping[str, float]
     sparse: tuple[float, float]
     codes: int
+    precision: str
 
 
 CASES = {
@@ -74,9 +76,10 @@ CASES = {
         pruned=0.75,
         more=5,
         rounding=2,
-        minutes={"size": 55, "tenth": 35, "macs": 150, "search": 60},
+        minutes={"size": 55, "tenth": 35, "macs": 75, "search": 60},
         sparse=(0.5, 0.5),
         codes=5,
+        precision="bfloat16",
     ),
     "emoji": Case(
         option="--emoji",
@@ -92,6 +95,7 @@ CASES = {
         minutes={"size": 20, "tenth": 20, "macs": 20, "search": 20},
         sparse=(1.0, 2.0),
         codes=1,
+        precision="float32",
     ),
 }
 
@@ -163,17 +167,19 @@ def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:
     """The student that the search of a name finds: within the bound that it is called by, or, "search", within both.
 
     "size" is a fiftieth of the bytes, "tenth" a tenth of the multiply-adds, "macs" a thirtieth. With so few, encoders of digits
-    say little, and the last student is trained on the bound of several codes; those of colour pictures say enough.
+    say little, and the best students are trained on the bound of several codes; those of colour pictures say enough.
     """
     teacher, case = subject.teacher, subject.case
     kb, macs = float_bytes(teacher) / SMALLER / KB, num_macs(teacher)
-    budget, samples = {
-        "size": (Budget(kb=kb), 1),
-        "tenth": (Budget(macs=macs / TENTH), 1),
-        "macs": (Budget(macs=macs / FEWER_MACS), case.codes),
-        "search": (Budget(kb=kb, macs=macs / FEWER_MACS), case.codes),
+    budget = {
+        "size": Budget(kb=kb),
+        "tenth": Budget(macs=macs / TENTH),
+        "macs": Budget(macs=macs / FEWER_MACS),
+        "search": Budget(kb=kb, macs=macs / FEWER_MACS),
     }[name]
-    how: dict[str, Any] = {"minutes": case.minutes[name], "importance_samples": samples}
+    how: dict[str, Any] = {"minutes": case.minutes[name]}
+    if name in ("macs", "search"):
+        how |= {"importance_samples": case.codes, "precision": case.precision}
     out = RUNS / f"compress-{name}-{subject.name}"
     found = miniaturize(teacher, subject.data, budget=budget, nll_samples=SAMPLES, out=out, **how)
     row = found.table[found.table["chosen"]].iloc[0]

@@ -31,16 +31,16 @@ from pyro_mvae.models import VAE
 from pyro_mvae.numbers import above, count, number
 from pyro_mvae.search.budget import UNITS, Budget, Cost
 from pyro_mvae.search.layout import known_costs, laid_out
-from pyro_mvae.search.pace import last_epochs, paces
+from pyro_mvae.search.pace import late_epochs, paces
 from pyro_mvae.search.pareto import front, write_pareto
 from pyro_mvae.search.plans import candidates, least
-from pyro_mvae.search.rounds import RUNGS, Lesson, attempts, handed_over, leaders_first, schedule
+from pyro_mvae.search.rounds import LATE, RUNGS, Lesson, attempts, handed_over, leaders_first, schedule
 from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_latents, taught
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT = 2000
-FORMAT = 6
+FORMAT = 7
 """Of what a folder keeps of its search."""
 
 
@@ -109,10 +109,11 @@ def miniaturize(
     1. Students of the teacher's class are laid out: mobile, convolutional and fully connected nets of several shapes, each as
        large as the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it
        is trained; a table of blocks guides to them.
-    2. All are trained for a quarter of the time, the better third, and the best of each kind of nets, for another, the best of
-       those for what is left; it is trained with rounding as on the phone at last, the λ of (17) a multiplier that rises while
-       the rounding error is more than half of what it was. Others are quantised after training. A student is distilled (19)
-       unless its epoch takes more than twice as long then, as with a teacher many times its size: more epochs teach it more.
+    2. All are trained for a fifth of the time, the better third, and the best of each kind of nets, for another, those best ones
+       alone for a third, on the bound that counts: nets that learn fast are not always those that get far. The best of them is
+       trained for what is left, with rounding as on the phone at last, the λ of (17) a multiplier that rises while the rounding
+       error is more than half of what it was. Others are quantised after training. A student is distilled (19) unless its epoch
+       takes more than twice as long then, as with a teacher many times its size: more epochs teach it more.
     3. Those that go on are chosen by the NLL of a tenth of the training images, which no student sees: by as many samples as at
        last, a bound of few would pass over students whose encoders say little. The NLL on test images is measured of all that
        nothing cheaper beats; the least held-out one that is within the budget is taken. Without a bound on cost the smallest
@@ -126,8 +127,8 @@ def miniaturize(
             with the rest pruned, trained on for an epoch.
         nll_samples: importance samples for each image.
         distill: λ of (19), where students are distilled; a VQ-VAE's learn from the data alone.
-        importance_samples: K of the bound that the last student is trained on with, see `penalties.Tighten`; 1 for the ELBO. For
-            the smallest students, whose encoders say little; an epoch takes longer the larger K is.
+        importance_samples: K of the bound that the best students are trained on with, see `penalties.Tighten`; 1 for the ELBO.
+            For the smallest students, whose encoders say little; an epoch takes longer the larger K is.
         precision: what students are trained in until rounding is: "float32", or "bfloat16", for processors that are faster at it.
         out: the folder to make, or to go on in: a student that was trained is not trained again. It holds `student.safetensors`,
             `pareto.csv`, `pareto.html`, and all students in `candidates/`.
@@ -207,11 +208,11 @@ def searched(
         for rung, (seconds, number) in enumerate(halving):
             plans = plans[:number]
             epochs = {plan: pace[plan].epochs(seconds) for plan in plans}
-            if rung == len(RUNGS) - 1:
+            if rung >= LATE:
                 about: dict[str, Any] = {"weight": search.distill, "precision": search.precision}
                 about |= {"samples": samples, "seconds": seconds}
                 epochs = {
-                    plan: last_epochs(plan, teachers[plan.latent_dim], data, out, pace=pace[plan], **about) for plan in plans
+                    plan: late_epochs(plan, teachers[plan.latent_dim], data, out, pace=pace[plan], **about) for plan in plans
                 }
             jobs = [(plan, rung, epochs[plan], told[plan]) for plan in plans]
             failed: dict[str, str] = {}

@@ -79,7 +79,7 @@ def pace(alone: float, lesson: float) -> Pace:
     return Pace(alone + lesson if distilled else alone, distilled)
 
 
-def last_epochs(
+def late_epochs(
     plan: Plan,
     teacher: VAE,
     data: Data,
@@ -91,7 +91,7 @@ def last_epochs(
     seconds: float,
     precision: str = "float32",
 ) -> int:
-    """How many epochs there is time for in the last round: several codes may be drawn for each image, and compiling may pay."""
+    """How many epochs there is time for in a late round: several codes may be drawn for each image, and compiling may pay."""
     taught_by = lessons(teacher, weight if pace.distilled else 0.0, importance_samples=samples)
     backends = ("eager", "inductor") if seconds > WORTH_COMPILING else ("eager",)
 

@@ -28,14 +28,18 @@ from pyro_mvae.search.pace import batch_size, lessons
 from pyro_mvae.search.plans import Plan
 from pyro_mvae.side_by_side import each_by_itself
 
-RUNGS = (0.25, 0.25, 0.5)
-"""Shares of the time: for all students, for a third of them, and for the best of those, trained with rounding at last."""
+RUNGS = (0.2, 0.2, 0.2, 0.4)
+"""Shares of the time: for all students, a third of them, the best of each kind of nets, and the best, with rounding at last."""
+LATE = 2
+"""The round from which on students are trained on the bound that counts: by it the last one is chosen, and it is dear."""
 KEPT = 3
 """One of so many is in the second round, and the best of each kind of nets at least: some learn fast and others get far."""
 DATA = "data.safetensors"
 LR = 4e-3
 LEAST_EPOCHS = 4
 """Of the first student in the first round, if there is time: after one, those that learn fast are ahead of those that get far."""
+MOST_ROUNDING = 25
+"""Epochs of the last stage, a quarter of what there is time for: an epoch of it takes longer, and few are enough."""
 ROUNDED = 0.5
 """What the error of rounding is driven towards in the last stage, as a share of what it was before."""
 
@@ -47,7 +51,7 @@ class Lesson:
     Attributes:
         distill: λ of (19); 0 where it learns from the data alone.
         nll_samples: importance samples of the NLL that students are ranked by.
-        importance_samples: K of the bound that is maximised in the last round, the ELBO for 1.
+        importance_samples: K of the bound that is maximised in late rounds, the ELBO for 1.
         seed: of weights and noise.
         files: the folder of what `handed_over` wrote.
         out: the folder of the search.
@@ -89,11 +93,14 @@ def rounds(students: int, seconds: float, *, epoch: float, processes: int = 1) -
         processes: how many students are trained at a time.
 
     Example:
-        >>> rounds(12, 200.0, epoch=1.0), rounds(12, 40.0, epoch=1.0), rounds(12, 3.0, epoch=1.0)
-        ([(4.167, 12), (12.5, 4), (100.0, 1)], [(5.0, 2), (5.0, 2), (20.0, 1)], [(0.75, 1), (0.75, 1), (1.5, 1)])
+        >>> rounds(12, 200.0, epoch=1.0)
+        [(4.0, 10), (13.333, 3), (13.333, 3), (80.0, 1)]
+        >>> rounds(12, 40.0, epoch=1.0)
+        [(4.0, 2), (4.0, 2), (4.0, 2), (16.0, 1)]
     """
     first = max(min(students, processes * int(RUNGS[0] * seconds / (LEAST_EPOCHS * epoch))), 1)
-    numbers = (first, max(first // KEPT, min(first, len(KINDS))), 1)
+    of_kinds = min(first, len(KINDS))
+    numbers = (first, max(first // KEPT, of_kinds), of_kinds, 1)
     return [
         (round(share * seconds / math.ceil(number / processes), 3), number) for share, number in zip(RUNGS, numbers, strict=True)
     ]
@@ -135,9 +142,9 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
     before = folder / f"{plan.name}-{rung - 1}.float.safetensors"
     model = load_model(before) if rung else plan.student(teacher, seed=lesson.seed)
     last = rung == len(RUNGS) - 1
-    rounding = max(epochs // 4, 1) if last and epochs > 1 else 0
+    rounding = min(max(epochs // 4, 1), MOST_ROUNDING) if last and epochs > 1 else 0
     common: dict[str, Any] = {"batch_size": batch_size(data), "seed": lesson.seed + rung, "resume": True}
-    taught_by = lessons(teacher, lesson.distill, importance_samples=lesson.importance_samples if last else 1)
+    taught_by = lessons(teacher, lesson.distill, importance_samples=lesson.importance_samples if rung >= LATE else 1)
     path = folder / f"{plan.name}-{rung}.float.safetensors"
     model, _ = fit_stage(
         model, data, path, epochs=epochs - rounding, lr=LR, penalties=taught_by, precision=lesson.precision, **common

@@ -140,14 +140,14 @@ def test_a_student_may_have_a_smaller_encoder(tmp_path):
     assert cost_of(calibrated(Quantize()(small))).macs == num_macs(small) < num_macs(even)
 
 
-def test_the_last_student_is_trained_on_the_bound_of_several_codes(data, tmp_path, cheap):
+def test_the_best_students_are_trained_on_the_bound_of_several_codes(data, tmp_path, cheap):
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     how = {"budget": Budget(kb=45), "minutes": 0.002, "nll_samples": 2, "latent_dims": (4,), "importance_samples": 3}
     found = miniaturize(teacher, data, **how, out=tmp_path / "small")
     assert f"{found.name}, 3 codes, eager" in json.loads((tmp_path / "small" / "paces.json").read_text())
     fitted = {path.name: read(path)[1]["notes"]["history"] for path in (tmp_path / "small" / "candidates").glob("*.float.*")}
     told = {name: "tighten" in history[0] for name, history in fitted.items()}
-    assert told == {name: name.endswith("-2.float.safetensors") for name in fitted}
+    assert told == {name: name.endswith(("-2.float.safetensors", "-3.float.safetensors")) for name in fitted}
     assert any(told.values())
     with pytest.raises(ValueError, match="precision is 'float16', expected"):
         miniaturize(teacher, data, **{**how, "precision": "float16"})
@@ -209,7 +209,7 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     monkeypatch.setattr(pace, "seconds_an_epoch", seconds)
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     before = copy.deepcopy(teacher.state_dict())
-    arguments = {"budget": Budget(kb=45), "minutes": 0.055, "nll_samples": 2, "latent_dims": (4,), "out": tmp_path / "small"}
+    arguments = {"budget": Budget(kb=45), "minutes": 0.07, "nll_samples": 2, "latent_dims": (4,), "out": tmp_path / "small"}
     found = miniaturize(teacher, data, **arguments)
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     table = found.table
@@ -220,18 +220,18 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     assert best["held_out"] == table["held_out"].min()
     assert best["name"] == found.name
     assert table["distilled"].equals(table["net"] == "conv")
-    ((first, number), (second, _), (third, _)) = json.loads((tmp_path / "small/schedule.json").read_text())
-    assert number == len(table)
+    shares = json.loads((tmp_path / "small/schedule.json").read_text())
+    assert shares[0][1] == len(table)
 
     def rounds_of(row):
         """In how many rounds a student was."""
         epoch = SECONDS[row["net"]] + 0.08 * row["distilled"]
-        each = [int(seconds / epoch) for seconds in (first, second, third)]
-        return [sum(each[: n + 1]) for n in range(3)].index(row["epochs"]) + 1
+        each = [int(seconds / epoch) for seconds, _ in shares]
+        return [sum(each[: n + 1]) for n in range(len(each))].index(row["epochs"]) + 1
 
     assert {row["net"] for _, row in table.iterrows() if rounds_of(row) > 1} == set(SECONDS)
-    assert sorted(table.apply(rounds_of, axis=1)) == [1, 2, 2, 3]
-    assert rounds_of(best) == 3
+    assert sorted(table.apply(rounds_of, axis=1)) == [1, 3, 3, 4]
+    assert rounds_of(best) == 4
     assert set(table["rounded"]) == {"in training", "after"}
     assert table["nll"].notna().equals(table["front"])
     assert found.model.passes == ("Quantize(weight_bits=8, ranges='moving')",)
@@ -248,7 +248,7 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     assert not cheap
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "small/candidates").iterdir()}
     assert again.name == found.name
-    with pytest.raises(ValueError, match=r"holds a search with minutes=0\.055, not 1"):
+    with pytest.raises(ValueError, match=r"holds a search with minutes=0\.07, not 1"):
         miniaturize(teacher, data, **{**arguments, "minutes": 1.0})
     with pytest.raises(ValueError, match="holds a search with data="):
         miniaturize(teacher, replace(data, test=Split(data.test.images[1:])), **arguments)
@@ -318,8 +318,8 @@ def test_a_student_that_comes_to_no_numbers_is_left_out(data, tmp_path, cheap, p
 def test_two_processes_find_what_one_does(data, tmp_path, cheap, paced):
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     found = miniaturize(teacher, **quick(data, tmp_path / "two", processes=2))
-    assert found.table["rounds"].max() == 3
-    last = found.table[found.table["rounds"] == 3].iloc[0]
+    assert found.table["rounds"].max() == 4
+    last = found.table[found.table["rounds"] == 4].iloc[0]
     assert (0 < last["rounding_left"] < 1.1, last["rounding_weight"] > 0) == (True, True)
     again = miniaturize(teacher, **quick(data, tmp_path / "two"))
     assert again.name == found.name
@@ -353,7 +353,7 @@ def test_without_a_bound_on_costs_the_smallest_files_that_lose_no_more_are_taken
 def test_sizes_of_codes_and_bits_are_searched(data, tmp_path, cheap, paced, monkeypatch):
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     monkeypatch.setattr(sys.modules["pyro_mvae.search.teachers"], "fitting_latents", lambda *given: 4)
-    more = {"latent_dims": (4, 2), "weight_bits": (8, 4), "minutes": 0.015}
+    more = {"latent_dims": (4, 2), "weight_bits": (8, 4), "minutes": 0.02}
     found = miniaturize(teacher, **quick(data, tmp_path / "small", **more))
     tried = set(zip(found.table["latent_dim"], found.table["weight_bits"], strict=True))
     assert tried == {(4, 8), (2, 8), (4, 4), (2, 4)}

@@ -9,7 +9,7 @@ import torch
 
 from pyro_mvae import VAE, Data, Split
 from pyro_mvae.search import pace as module
-from pyro_mvae.search.pace import Pace, batch_size, last_epochs, paces
+from pyro_mvae.search.pace import Pace, batch_size, late_epochs, paces
 from pyro_mvae.search.plans import Plan
 from tests.catalog import SIZES
 
@@ -52,21 +52,21 @@ def test_nobody_is_taught_against_his_will(measured, tmp_path):
     assert (SLOW, True, "eager") not in measured
 
 
-def test_the_last_epochs_are_longer(measured, tmp_path):
+def test_late_epochs_are_longer(measured, tmp_path):
     teacher, data = VAE((1, 16, 16), 4, **SIZES), grey(8)
     found = paces([FAST], {4: teacher}, data, tmp_path, distill=0.0)[FAST]
     for _ in range(2):
-        epochs = last_epochs(FAST, teacher, data, tmp_path, pace=found, weight=1.0, samples=5, seconds=40.0)
+        epochs = late_epochs(FAST, teacher, data, tmp_path, pace=found, weight=1.0, samples=5, seconds=40.0)
         assert epochs == 10, "of 4 seconds, the codes' 3 among them, and not those of a lesson that it does not get"
     assert measured.count((FAST, True, "eager")) == 1
     assert (FAST, True, "inductor") not in measured
 
 
-def test_a_long_last_round_is_as_long_as_it_takes_when_compiled(measured, tmp_path):
+def test_a_long_late_round_is_as_long_as_it_takes_when_compiled(measured, tmp_path):
     teacher, data = VAE((1, 16, 16), 4, **SIZES), grey(8)
     for samples, of_one in ((1, 0.5), (5, 2.0)):
         how = {"pace": Pace(1.0, distilled=False), "weight": 1.0, "samples": samples, "seconds": 4000.0}
-        assert last_epochs(FAST, teacher, data, tmp_path, **how) == 4000 / of_one
+        assert late_epochs(FAST, teacher, data, tmp_path, **how) == 4000 / of_one
 
 
 def test_an_epoch_that_can_not_be_compiled_takes_for_ever_and_one_that_can_not_be_run_is_an_error(monkeypatch):

@@ -15,8 +15,9 @@ def test_rounds_use_the_time_and_no_more(students, seconds, epoch, processes):
     made = rounds(students, seconds, epoch=epoch, processes=processes)
     assert len(made) == len(RUNGS)
     assert made[0][1] <= students
-    first, second, last = (number for _, number in made)
+    first, second, third, last = (number for _, number in made)
     assert second == max(first // KEPT, min(first, 3))
+    assert third == min(first, 3), "one of each kind of nets"
     assert last == 1
     assert sum(each * math.ceil(number / processes) for each, number in made) == pytest.approx(seconds, abs=0.1)
     if made[0][1] > processes:
