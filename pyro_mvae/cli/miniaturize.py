@@ -39,9 +39,7 @@ from pyro_mvae.train import data_for
 @click.option("--latent-dim", "latent_dims", multiple=True, type=int, help="May be given again; by default what the model uses.")
 @click.option("--nll-samples", default=25, show_default=True, help="Importance samples for each test image.")
 @click.option("--distill", default=1.0, show_default=True, help="λ of distillation (19); 0 for none.")
-@click.option(
-    "--importance-samples", default=1, show_default=True, help="Of the bound that the best students are trained on with."
-)
+@click.option("--importance-samples", default=1, show_default=True, help="Of the bound that students are trained on.")
 @click.option("--precision", default="float32", show_default=True, type=click.Choice(PRECISIONS), help="Students are trained in.")
 @click.option("--seed", default=0, show_default=True, help="That of train: of the split into training and test images too.")
 @click.option("--processes", type=int, help="How many students are trained at a time; by default one for each core.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
+import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,16 +28,16 @@ from pyro_mvae.inference.checkpoint import checksum, digest, load_model, save_mo
 from pyro_mvae.inference.precision import require
 from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.kinds import KINDS
 from pyro_mvae.numbers import above, count, number
 from pyro_mvae.search.budget import UNITS, Budget, Cost
+from pyro_mvae.search.halving import halved, schedule
 from pyro_mvae.search.layout import known_costs, laid_out
-from pyro_mvae.search.pace import late_epochs, paces
+from pyro_mvae.search.pace import pace_within, paces
 from pyro_mvae.search.pareto import front, write_pareto
-from pyro_mvae.search.plans import candidates, least
-from pyro_mvae.search.rounds import LATE, RUNGS, Lesson, attempts, handed_over, leaders_first, schedule
+from pyro_mvae.search.plans import Plan, candidates, least
+from pyro_mvae.search.rounds import Job, Lesson, handed_over
 from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_latents, taught
-
-logger = logging.getLogger(__name__)
 
 HELD_OUT = 2000
 FORMAT = 7
@@ -109,11 +109,11 @@ def miniaturize(
     1. Students of the teacher's class are laid out: mobile, convolutional and fully connected nets of several shapes, each as
        large as the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it
        is trained; a table of blocks guides to them.
-    2. All are trained for a fifth of the time, the better third, and the best of each kind of nets, for another, those best ones
-       alone for a third, on the bound that counts: nets that learn fast are not always those that get far. The best of them is
-       trained for what is left, with rounding as on the phone at last, the λ of (17) a multiplier that rises while the rounding
-       error is more than half of what it was. Others are quantised after training. A student is distilled (19) unless its epoch
-       takes more than twice as long then, as with a teacher many times its size: more epochs teach it more.
+    2. All are trained for a fifth of the time, the better half, and the best of each kind of nets, for another, the best of each
+       kind alone for a third: nets that learn fast are not always those that get far. The best of them is trained for what is
+       left, with rounding as on the phone at last, the λ of (17) a multiplier that rises while the rounding error is more than
+       half of what it was. Others are quantised after training. A student is distilled (19) unless its epoch takes more than
+       twice as long then, as with a teacher many times its size: more epochs teach it more.
     3. Those that go on are chosen by the NLL of a tenth of the training images, which no student sees: by as many samples as at
        last, a bound of few would pass over students whose encoders say little. The NLL on test images is measured of all that
        nothing cheaper beats; the least held-out one that is within the budget is taken. Without a bound on cost the smallest
@@ -127,8 +127,8 @@ def miniaturize(
             with the rest pruned, trained on for an epoch.
         nll_samples: importance samples for each image.
         distill: λ of (19), where students are distilled; a VQ-VAE's learn from the data alone.
-        importance_samples: K of the bound that the best students are trained on with, see `penalties.Tighten`; 1 for the ELBO.
-            For the smallest students, whose encoders say little; an epoch takes longer the larger K is.
+        importance_samples: K of the bound that students are trained on, see `penalties.Tighten`; 1 for the ELBO. For the smallest
+            students, whose encoders say little; an epoch takes longer the larger K is.
         precision: what students are trained in until rounding is: "float32", or "bfloat16", for processors that are faster at it.
         out: the folder to make, or to go on in: a student that was trained is not trained again. It holds `student.safetensors`,
             `pareto.csv`, `pareto.html`, and all students in `candidates/`.
@@ -180,57 +180,38 @@ def searched(
     data, held = with_held_out(data, seed=search.seed)
     latents = search.latent_dims or (fitting_latents(teacher, data.train.images),)
     teachers = {size: taught(teacher, size, data, out) for size in latents}
-    table = table or LatencyTable(LatencyTable.usual_path())
-    plans = candidates(
-        teachers[latents[0]],
-        search.budget,
-        latent_dims=latents,
-        weight_bits=search.weight_bits,
-        latency=table.estimate,
-        progress=progress,
-    )
-    if not plans:
-        size = min(latents)
-        plans = least(teachers[size], search.budget, latent_dim=size, bits=min(search.weight_bits), latency=table.estimate)
+    plans = planned(search, teachers, table or LatencyTable(LatencyTable.usual_path()), progress)
     how: dict[str, Any] = {"distill": search.distill, "precision": search.precision}
-    epoch = paces(plans[:1], teachers, data, out, **how)[plans[0]].seconds
+    how["importance_samples"] = search.importance_samples
+    some = paces(plans[: len(KINDS)], teachers, data, out, **how)
+    epoch = statistics.median(pace.seconds for pace in some.values())
     halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
     costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
-    rows: dict[str, dict[str, Any]] = {}
-    plans = list(costs)
-    pace = paces(plans, teachers, data, out, **how)
+    each = paces(list(costs), teachers, data, out, **how)
     with tempfile.TemporaryDirectory() as shared:
-        files, samples = handed_over(teachers, data, held, Path(shared)), search.importance_samples
-        lesson = Lesson(search.distill, search.seed, files, out, search.nll_samples, samples, search.precision)
-        told = {plan: lesson if pace[plan].distilled else replace(lesson, distill=0.0) for plan in plans}
-        for rung, (seconds, number) in enumerate(halving):
-            plans = plans[:number]
-            epochs = {plan: pace[plan].epochs(seconds) for plan in plans}
-            if rung >= LATE:
-                about: dict[str, Any] = {"weight": search.distill, "precision": search.precision}
-                about |= {"samples": samples, "seconds": seconds}
-                epochs = {
-                    plan: late_epochs(plan, teachers[plan.latent_dim], data, out, pace=pace[plan], **about) for plan in plans
-                }
-            jobs = [(plan, rung, epochs[plan], told[plan]) for plan in plans]
-            failed: dict[str, str] = {}
-            done = attempts(jobs, processes=processes)
-            for row in progress(done, f"Students, round {rung + 1} of {len(RUNGS)}", len(jobs)):
-                if "failed" in row:
-                    failed[row["name"]] = row["failed"]
-                    logger.warning("student %s: %s", row["name"], row["failed"])
-                else:
-                    rows[row["name"]] = row
-            if not rows:
-                reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-                raise FloatingPointError(f"no student could be trained: {reasons}")
-            left = [plan for plan in plans if plan.name not in failed]
-            plans = leaders_first(sorted(left, key=lambda plan: rows[plan.name]["held_out"]))
-    frame = table_of({plan.name: cost for plan, cost in costs.items()}, list(rows.values()))
+        files = handed_over(teachers, data, held, Path(shared))
+
+        def job(plan: Plan, rung: int, seconds: float) -> Job:
+            pace = pace_within(seconds, plan, teachers[plan.latent_dim], data, out, pace=each[plan], **how)
+            told = {**how, "distill": search.distill if pace.distilled else 0.0, "compile": pace.compile}
+            lesson = Lesson(seed=search.seed, files=files, out=out, nll_samples=search.nll_samples, **told)
+            return plan, rung, pace.epochs(seconds), lesson
+
+        rows = halved(list(costs), halving, job, processes=processes, progress=progress)
+    frame = table_of({plan.name: cost for plan, cost in costs.items()}, rows)
     frame = measured_on_test(frame, search, teacher, data, out, progress)
     return chosen(frame, search, out)
+
+
+def planned(search: Search, teachers: dict[int, VAE], table: LatencyTable, progress: Track) -> list[Plan]:
+    """What fits the budget by estimate, or what comes nearest to it."""
+    first, smallest = next(iter(teachers)), min(teachers)
+    how: dict[str, Any] = {"latent_dims": tuple(teachers), "weight_bits": search.weight_bits, "progress": progress}
+    return candidates(teachers[first], search.budget, latency=table.estimate, **how) or least(
+        teachers[smallest], search.budget, latent_dim=smallest, bits=min(search.weight_bits), latency=table.estimate
+    )
 
 
 def with_held_out(data: Data, *, seed: int) -> tuple[Data, Tensor]:

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 TIMED_IMAGES = 1280
 BATCH_SIZE, MANY = 64, 25_000
-WORTH_COMPILING = 600.0
-"""Seconds of training from which on a step is timed compiled too, which takes up to a minute; `fit` compiles where that pays."""
+WORTH_COMPILING = 150.0
+"""Seconds of training from which on a step is timed compiled too, which takes up to a minute."""
 DEAR = 2.0
 """How many times as long an epoch with the teacher may take: where it takes longer, more epochs teach a student more."""
 
@@ -38,10 +38,12 @@ class Pace:
     Attributes:
         seconds: of an epoch, on one thread.
         distilled: whether it learns from its teacher too.
+        compile: as of `fit`.
     """
 
     seconds: float
     distilled: bool
+    compile: str = "auto"
 
     def epochs(self, seconds: float) -> int:
         """As many as there is time for, and one at least.
@@ -54,18 +56,28 @@ class Pace:
 
 
 def paces(
-    plans: Sequence[Plan], teachers: dict[int, VAE], data: Data, out: Path, *, distill: float, precision: str = "float32"
+    plans: Sequence[Plan],
+    teachers: dict[int, VAE],
+    data: Data,
+    out: Path,
+    *,
+    distill: float,
+    importance_samples: int = 1,
+    precision: str = "float32",
 ) -> dict[Plan, Pace]:
     """The pace of each plan, measured once and kept in `paces.json`; what a teacher takes is measured with the first."""
     first = plans[0]
-    taught_by = lessons(teachers[first.latent_dim], distill)
 
-    def seconds(name: str, plan: Plan, penalties: Sequence[Penalty] = (), *, besides: float = 0.0) -> float:
-        how: dict[str, Any] = {"penalties": penalties, "precision": precision}
-        return once(out, name, lambda: max(seconds_an_epoch(plan, teachers[plan.latent_dim], data, **how) - besides, 0.0))
+    def seconds(name: str, plan: Plan, weight: float, *, besides: float = 0.0) -> float:
+        teacher = teachers[plan.latent_dim]
+        how: dict[str, Any] = {"penalties": lessons(teacher, weight, importance_samples), "precision": precision}
+        return once(out, name, lambda: max(seconds_an_epoch(plan, teacher, data, **how) - besides, 0.0))
 
-    lesson = seconds("lesson", first, taught_by, besides=seconds(first.name, first)) if taught_by else float("inf")
-    return {plan: pace(seconds(plan.name, plan), lesson) for plan in plans}
+    alone = {plan: seconds(plan.name, plan, 0.0) for plan in plans}
+    if not distill or teachers[first.latent_dim].point:
+        return {plan: Pace(each, distilled=False) for plan, each in alone.items()}
+    lesson = seconds("lesson", first, distill, besides=alone[first])
+    return {plan: pace(each, lesson) for plan, each in alone.items()}
 
 
 def pace(alone: float, lesson: float) -> Pace:
@@ -73,34 +85,33 @@ def pace(alone: float, lesson: float) -> Pace:
 
     Example:
         >>> pace(3.0, 2.0), pace(1.0, 2.0)
-        (Pace(seconds=5.0, distilled=True), Pace(seconds=1.0, distilled=False))
+        (Pace(seconds=5.0, distilled=True, compile='auto'), Pace(seconds=1.0, distilled=False, compile='auto'))
     """
     distilled = alone + lesson <= DEAR * alone
     return Pace(alone + lesson if distilled else alone, distilled)
 
 
-def late_epochs(
+def pace_within(
+    seconds: float,
     plan: Plan,
     teacher: VAE,
     data: Data,
     out: Path,
     *,
     pace: Pace,
-    weight: float,
-    samples: int,
-    seconds: float,
+    distill: float,
+    importance_samples: int = 1,
     precision: str = "float32",
-) -> int:
-    """How many epochs there is time for in a late round: several codes may be drawn for each image, and compiling may pay."""
-    taught_by = lessons(teacher, weight if pace.distilled else 0.0, importance_samples=samples)
-    backends = ("eager", "inductor") if seconds > WORTH_COMPILING else ("eager",)
-
-    def measured(backend: str) -> float:
-        name = f"{plan.name}, {samples} codes, {backend}"
-        how: dict[str, Any] = {"penalties": taught_by, "precision": precision, "compile": backend}
-        return once(out, name, lambda: seconds_an_epoch(plan, teacher, data, **how))
-
-    return replace(pace, seconds=min(map(measured, backends))).epochs(seconds)
+) -> Pace:
+    """The pace of a plan in a round of so many seconds: compiled, where there is time for it and a step is shorter then."""
+    if seconds < WORTH_COMPILING:
+        return pace
+    penalties = lessons(teacher, distill if pace.distilled else 0.0, importance_samples)
+    how: dict[str, Any] = {"penalties": penalties, "precision": precision, "compile": "inductor"}
+    compiled = once(out, f"{plan.name}, compiled", lambda: seconds_an_epoch(plan, teacher, data, **how))
+    if compiled < pace.seconds:
+        return replace(pace, seconds=compiled, compile="inductor")
+    return replace(pace, compile="eager")
 
 
 def once(out: Path, name: str, measure: Callable[[], float]) -> float:
@@ -135,7 +146,7 @@ def batch_size(data: Data) -> int:
     return 2 * BATCH_SIZE if len(data.train) >= MANY else BATCH_SIZE
 
 
-def lessons(teacher: VAE, weight: float, *, importance_samples: int = 1) -> list[Penalty]:
+def lessons(teacher: VAE, weight: float, importance_samples: int) -> list[Penalty]:
     """What a student learns besides the ELBO: from its teacher, and to make do with the best of several codes.
 
     Nothing where q(z|x) is one point, as in a VQ-VAE: no KL is finite then, and all codes are one.

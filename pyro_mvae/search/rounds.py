@@ -1,9 +1,8 @@
-"""A round of the search: how long it is, and what one student does in it, in a process of its own."""
+"""A round of the search: what one student does in it, in a process of its own."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,21 +22,14 @@ from pyro_mvae.inference.penalties import Penalty, Round
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.inference.tuning import OneCycle, quantization_error
 from pyro_mvae.models import VAE
-from pyro_mvae.nets.kinds import KINDS
 from pyro_mvae.search.pace import batch_size, lessons
 from pyro_mvae.search.plans import Plan
 from pyro_mvae.side_by_side import each_by_itself
 
 RUNGS = (0.2, 0.2, 0.2, 0.4)
-"""Shares of the time: for all students, a third of them, the best of each kind of nets, and the best, with rounding at last."""
-LATE = 2
-"""The round from which on students are trained on the bound that counts: by it the last one is chosen, and it is dear."""
-KEPT = 3
-"""One of so many is in the second round, and the best of each kind of nets at least: some learn fast and others get far."""
+"""Shares of the time: for all students, a half of them, the best of each kind of nets, and the best, with rounding at last."""
 DATA = "data.safetensors"
 LR = 4e-3
-LEAST_EPOCHS = 4
-"""Of the first student in the first round, if there is time: after one, those that learn fast are ahead of those that get far."""
 MOST_ROUNDING = 25
 """Epochs of the last stage, a quarter of what there is time for: an epoch of it takes longer, and few are enough."""
 ROUNDED = 0.5
@@ -51,11 +43,12 @@ class Lesson:
     Attributes:
         distill: λ of (19); 0 where it learns from the data alone.
         nll_samples: importance samples of the NLL that students are ranked by.
-        importance_samples: K of the bound that is maximised in late rounds, the ELBO for 1.
+        importance_samples: K of the bound that is maximised, the ELBO for 1.
         seed: of weights and noise.
         files: the folder of what `handed_over` wrote.
         out: the folder of the search.
         precision: of `fit`; what is trained with its rounding is trained in float32.
+        compile: of `fit`.
     """
 
     distill: float
@@ -65,6 +58,7 @@ class Lesson:
     nll_samples: int
     importance_samples: int = 1
     precision: str = "float32"
+    compile: str = "auto"
 
 
 def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path) -> Path:
@@ -75,43 +69,6 @@ def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path
     return folder
 
 
-def schedule(students: int, out: Path, *, seconds: float, epoch: float, processes: int = 1) -> list[tuple[float, int]]:
-    """The rounds of a search, made once, then kept in `schedule.json`; arguments as of `rounds`."""
-    path = out / "schedule.json"
-    if not path.is_file():
-        write_text(path, json.dumps(rounds(students, seconds, epoch=epoch, processes=processes)) + "\n")
-    return [(each, number) for each, number in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def rounds(students: int, seconds: float, *, epoch: float, processes: int = 1) -> list[tuple[float, int]]:
-    """For each round the seconds of a student, and how many there are: fewer where there is little time.
-
-    Args:
-        students: how many there are to begin with.
-        seconds: from the beginning to the end.
-        epoch: seconds of an epoch of the first student.
-        processes: how many students are trained at a time.
-
-    Example:
-        >>> rounds(12, 200.0, epoch=1.0)
-        [(4.0, 10), (13.333, 3), (13.333, 3), (80.0, 1)]
-        >>> rounds(12, 40.0, epoch=1.0)
-        [(4.0, 2), (4.0, 2), (4.0, 2), (16.0, 1)]
-    """
-    first = max(min(students, processes * int(RUNGS[0] * seconds / (LEAST_EPOCHS * epoch))), 1)
-    of_kinds = min(first, len(KINDS))
-    numbers = (first, max(first // KEPT, of_kinds), of_kinds, 1)
-    return [
-        (round(share * seconds / math.ceil(number / processes), 3), number) for share, number in zip(RUNGS, numbers, strict=True)
-    ]
-
-
-def leaders_first(ranked: Sequence[Plan]) -> list[Plan]:
-    """Plans, the best first, with the best of each kind of nets before all others."""
-    leaders = [plan for i, plan in enumerate(ranked) if plan.net not in {better.net for better in ranked[:i]}]
-    return [*leaders, *(plan for plan in ranked if plan not in leaders)]
-
-
 def attempted(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any]:
     """`trained`, or the reason, as `failed`, why a student came to no numbers."""
     try:
@@ -120,7 +77,11 @@ def attempted(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, A
         return {"name": plan.name, "failed": str(error)}
 
 
-def attempts(jobs: Sequence[tuple[Plan, int, int, Lesson]], *, processes: int) -> Iterator[dict[str, Any]]:
+Job = tuple[Plan, int, int, Lesson]
+"""A student, its round, for how many epochs, and what it is told."""
+
+
+def attempts(jobs: Sequence[Job], *, processes: int) -> Iterator[dict[str, Any]]:
     """What came of each student of a round, as it comes; none that fails stops another."""
     if processes == 1:
         yield from (attempted(*job) for job in jobs)
@@ -144,11 +105,10 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any
     last = rung == len(RUNGS) - 1
     rounding = min(max(epochs // 4, 1), MOST_ROUNDING) if last and epochs > 1 else 0
     common: dict[str, Any] = {"batch_size": batch_size(data), "seed": lesson.seed + rung, "resume": True}
-    taught_by = lessons(teacher, lesson.distill, importance_samples=lesson.importance_samples if rung >= LATE else 1)
+    taught_by = lessons(teacher, lesson.distill, lesson.importance_samples)
     path = folder / f"{plan.name}-{rung}.float.safetensors"
-    model, _ = fit_stage(
-        model, data, path, epochs=epochs - rounding, lr=LR, penalties=taught_by, precision=lesson.precision, **common
-    )
+    how: dict[str, Any] = {"penalties": taught_by, "precision": lesson.precision, "compile": lesson.compile, **common}
+    model, _ = fit_stage(model, data, path, epochs=epochs - rounding, lr=LR, **how)
     small = Quantize(weight_bits=plan.weight_bits)(model.eval(), data.train.images)
     driven: dict[str, float] = {}
     if rounding:

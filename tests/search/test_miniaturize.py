@@ -140,15 +140,13 @@ def test_a_student_may_have_a_smaller_encoder(tmp_path):
     assert cost_of(calibrated(Quantize()(small))).macs == num_macs(small) < num_macs(even)
 
 
-def test_the_best_students_are_trained_on_the_bound_of_several_codes(data, tmp_path, cheap):
+def test_students_are_trained_on_the_bound_of_several_codes(data, tmp_path, cheap):
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     how = {"budget": Budget(kb=45), "minutes": 0.002, "nll_samples": 2, "latent_dims": (4,), "importance_samples": 3}
     found = miniaturize(teacher, data, **how, out=tmp_path / "small")
-    assert f"{found.name}, 3 codes, eager" in json.loads((tmp_path / "small" / "paces.json").read_text())
     fitted = {path.name: read(path)[1]["notes"]["history"] for path in (tmp_path / "small" / "candidates").glob("*.float.*")}
-    told = {name: "tighten" in history[0] for name, history in fitted.items()}
-    assert told == {name: name.endswith(("-2.float.safetensors", "-3.float.safetensors")) for name in fitted}
-    assert any(told.values())
+    assert f"{found.name}-3.float.safetensors" in fitted
+    assert all("tighten" in history[0] for history in fitted.values())
     with pytest.raises(ValueError, match="precision is 'float16', expected"):
         miniaturize(teacher, data, **{**how, "precision": "float16"})
     with pytest.raises(ValueError, match="importance_samples is 0"):

@@ -3,13 +3,14 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pyro_mvae import VAE, Data, Split
 from pyro_mvae.search import pace as module
-from pyro_mvae.search.pace import Pace, batch_size, late_epochs, paces
+from pyro_mvae.search.pace import Pace, batch_size, pace_within, paces
 from pyro_mvae.search.plans import Plan
 from tests.catalog import SIZES
 
@@ -52,21 +53,24 @@ def test_nobody_is_taught_against_his_will(measured, tmp_path):
     assert (SLOW, True, "eager") not in measured
 
 
-def test_late_epochs_are_longer(measured, tmp_path):
+def test_epochs_on_the_bound_of_several_codes_are_longer(measured, tmp_path):
+    teachers, data = {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8)
+    found = paces([FAST], teachers, data, tmp_path, distill=0.0, importance_samples=5)[FAST]
+    assert found == Pace(4.0, distilled=False), "a second, and the codes' 3, and not those of a lesson that it does not get"
+    found = paces([SLOW], teachers, data, tmp_path, distill=1.0, importance_samples=5)[SLOW]
+    assert found == Pace(16.0, distilled=True)
+
+
+def test_a_long_round_has_as_many_epochs_as_there_is_time_for_compiled(measured, tmp_path):
     teacher, data = VAE((1, 16, 16), 4, **SIZES), grey(8)
-    found = paces([FAST], {4: teacher}, data, tmp_path, distill=0.0)[FAST]
+    given = Pace(1.0, distilled=False)
+    how = {"plan": FAST, "teacher": teacher, "data": data, "out": tmp_path, "pace": given, "distill": 1.0}
+    assert pace_within(40.0, **how) == given
+    assert not measured
     for _ in range(2):
-        epochs = late_epochs(FAST, teacher, data, tmp_path, pace=found, weight=1.0, samples=5, seconds=40.0)
-        assert epochs == 10, "of 4 seconds, the codes' 3 among them, and not those of a lesson that it does not get"
-    assert measured.count((FAST, True, "eager")) == 1
-    assert (FAST, True, "inductor") not in measured
-
-
-def test_a_long_late_round_is_as_long_as_it_takes_when_compiled(measured, tmp_path):
-    teacher, data = VAE((1, 16, 16), 4, **SIZES), grey(8)
-    for samples, of_one in ((1, 0.5), (5, 2.0)):
-        how = {"pace": Pace(1.0, distilled=False), "weight": 1.0, "samples": samples, "seconds": 4000.0}
-        assert late_epochs(FAST, teacher, data, tmp_path, **how) == 4000 / of_one
+        assert pace_within(4000.0, **how) == Pace(0.5, distilled=False, compile="inductor")
+    assert measured == [(FAST, False, "inductor")], "once"
+    assert pace_within(4000.0, **{**how, "pace": replace(given, seconds=0.4)}) == Pace(0.4, distilled=False, compile="eager")
 
 
 def test_an_epoch_that_can_not_be_compiled_takes_for_ever_and_one_that_can_not_be_run_is_an_error(monkeypatch):

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyro_mvae.search.halving import KEPT, LEAST_EPOCHS, leaders_first, rounds, schedule
 from pyro_mvae.search.plans import Plan
-from pyro_mvae.search.rounds import KEPT, LEAST_EPOCHS, RUNGS, leaders_first, rounds, schedule
+from pyro_mvae.search.rounds import RUNGS
 
 
 @given(st.integers(1, 40), st.floats(0, 5000), st.floats(0.01, 10), st.integers(1, 8))
