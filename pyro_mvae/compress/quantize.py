@@ -12,20 +12,21 @@ from pyro_mvae.data.batches import scaled
 from pyro_mvae.data.images import spread
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.palette import how_palettized
-from pyro_mvae.nets.quantized import ActivationQuantizer, learn_ranges, quantized_pair
+from pyro_mvae.nets.quantized import ActivationQuantizer, learn_ranges, quantized_pair, roundings
 from pyro_mvae.numbers import count
 
 RANGES = ("moving", "learned")
-CALIBRATED, SAMPLED = 512, 4096
-"""How many images ranges are taken from, and how many values of each batch of them."""
+CALIBRATED, SAMPLED, WEIGHED = 512, 4096, 256
+"""How many images ranges are taken from, how many values of each batch of them, and on how many images weights are cut."""
 
 
 @dataclass(frozen=True)
 class Quantize:
     """Weights of a few bits with a scale for each channel, and activations of 8, rounded in training as on the phone, (17).
 
-    Batch normalisation is folded first. With images the ranges of the activations are theirs, and the model is ready: quantised
-    after training. Train on in either case: weights learn to live with the rounding, as the bound is that of the quantised nets.
+    Batch normalisation is folded first. With images the ranges of the activations are theirs, the largest weights of a channel
+    are cut where that loses least, and the model is ready: quantised after training. Train on in either case: weights learn to
+    live with the rounding, as the bound is that of the quantised nets.
 
     Args:
         weight_bits: from 2 to 8; Core ML packages for iOS 18 hold half a byte for 4 or fewer, all other files a whole one.
@@ -96,4 +97,20 @@ def calibrate(model: VAE, images: Tensor, *, chunk: int = 64) -> None:
     for quantizer, values in seen.items():
         if values:
             quantizer.clip(torch.cat(values))  # pyright: ignore[reportCallIssue]
+    cut_weights(model, scaled(spread(images, WEIGHED).to(device)))
     model.train(was_training)
+
+
+@torch.no_grad()
+def cut_weights(model: VAE, x: Tensor) -> None:
+    """Cut the largest weights of a quantised model where that loses least: on images, their codes, and codes of the prior."""
+    roundings_of = {**roundings(model.encoder), **roundings(model.decoder)}
+    given: dict[nn.Module, Tensor] = {}
+    handles = [layer.register_forward_pre_hook(lambda layer, inputs: given.update({layer: inputs[0]})) for layer in roundings_of]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model.decoder(torch.cat([model.posterior(x).sample(), model.prior(len(x)).sample()]))
+    for handle in handles:
+        handle.remove()
+    for layer, rounding in roundings_of.items():
+        layer.cut(given[layer], rounding.kept)

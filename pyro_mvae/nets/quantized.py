@@ -24,6 +24,8 @@ FINEST = 2.0**-15
 
 PIXELS = (0.0, 1.0)
 CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
+CUT = (*CLIPPED, 0.2, 0.15, 0.1)
+"""Shares of the largest value that are tried, of an activation and of a channel's weights."""
 LOGIT_LIMIT = 10.0
 """Beyond it a pixel changes by less than 5e-5; the fewer logits 256 levels span, the less one level changes a pixel."""
 
@@ -87,6 +89,10 @@ class ActivationQuantizer(nn.Module):
         whole = steps + (torch.round(steps) - steps).detach()  # so that what is clipped has the gradient of an end of the range
         return scale, (LOWEST - whole).clamp(LOWEST, HIGHEST)
 
+    def kept(self, x: Tensor) -> Tensor:
+        """What is within the range, not rounded."""
+        return x.clamp(self.low.clamp(min=-self.limit), self.high.clamp(max=self.limit))
+
     def observe(self, x: Tensor) -> None:
         low, high = x.amin().clamp(-self.limit, 0.0), x.amax().clamp(0.0, self.limit)
         new = torch.isinf(self.low)
@@ -128,21 +134,42 @@ class QuantizedConv(nn.Module):
     def axis(self) -> int:
         return 1 if self.conv.transposed else 0
 
+    def largest(self) -> Tensor:
+        """The largest weight of each output channel, without its sign."""
+        return self.conv.weight.detach().abs().amax([d for d in range(4) if d != self.axis])
+
     def scales(self) -> Tensor:
         """One scale per output channel, where weights are next to nothing no finer than its bias needs."""
-        other = [d for d in range(4) if d != self.axis]
-        scales = self.conv.weight.detach().abs().amax(other) / self.highest
+        scales = self.largest() / self.highest
         if self.conv.bias is not None:
             scales = torch.maximum(scales, FINEST * self.conv.bias.detach().abs())
         return in_float16(scales)
 
+    def by_channel(self, values: Tensor) -> Tensor:
+        """One value per output channel, in a shape that weights can be multiplied by."""
+        return values.unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
+
+    @torch.no_grad()
+    def cut(self, x: Tensor, kept: Callable[[Tensor], Tensor]) -> None:
+        """Cut the largest weights of each channel where what is kept of it, given `x`, loses least by rounding, in mean squares.
+
+        Steps are as long as the largest weight of a channel makes them, and often what it says is beyond a range anyway.
+        """
+        weight, largest = self.conv.weight.detach().clone(), self.largest()
+        exact = kept(convolve(self.conv, x, weight))
+        losses = []
+        for share in CUT:
+            self.conv.weight.copy_(within(weight, self.by_channel(share * largest)))
+            losses.append((kept(self(x)) - exact).square().mean((0, 2, 3)))
+        best = torch.tensor(CUT, device=x.device)[torch.stack(losses).argmin(0)]
+        self.conv.weight.copy_(within(weight, self.by_channel(best * largest)))
+
     def integers(self) -> Tensor:
-        scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
-        return torch.round(self.conv.weight.detach() / scales).clamp(-self.highest, self.highest).to(torch.int8)
+        steps = torch.round(self.conv.weight.detach() / self.by_channel(self.scales()))
+        return steps.clamp(-self.highest, self.highest).to(torch.int8)
 
     def rounded_weight(self) -> Tensor:
-        weight = self.conv.weight
-        scales = self.scales().unflatten(0, [-1 if d == self.axis else 1 for d in range(4)])
+        weight, scales = self.conv.weight, self.by_channel(self.scales())
         return weight + (torch.round(weight / scales).clamp(-self.highest, self.highest) * scales - weight).detach()
 
     def stored(self) -> IntegerConv:
@@ -151,6 +178,11 @@ class QuantizedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(self.conv, x, self.rounded_weight())
+
+
+def within(x: Tensor, bound: Tensor) -> Tensor:
+    """x, no further from 0 than a bound."""
+    return torch.minimum(torch.maximum(x, -bound), bound)
 
 
 def in_float16(scales: Tensor) -> Tensor:
@@ -336,6 +368,19 @@ def round_biases(net: nn.Module) -> None:
             assert isinstance(rounding, ActivationQuantizer)
             step = rounding.qparams()[0] * layer.scales()
             layer.conv.bias.copy_(torch.round(layer.conv.bias / step) * step)
+
+
+def roundings(net: nn.Module) -> dict[QuantizedConv, ActivationQuantizer]:
+    """Each quantised convolution of a net with what rounds its output."""
+    modules, found = dict(net.named_modules()), {}
+    for node in RoundingTracer().trace(net).nodes:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, QuantizedConv):
+            (user,) = node.users
+            while not isinstance(modules[str(user.target)], ActivationQuantizer):
+                (user,) = user.users
+            found[layer] = modules[str(user.target)]
+    return found
 
 
 def as_integer_weights(net: nn.Module) -> nn.Module:

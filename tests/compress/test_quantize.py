@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -67,6 +69,39 @@ def test_a_bias_is_a_number_of_32_bits(size, bias, high, bits):
     layer.conv.bias.fill_(10**bias)
     steps = layer.conv.bias / (quantizer.qparams()[0] * layer.scales())
     assert float(steps.max()) < 2**31
+
+
+def lost(layer, x, kept):
+    """What each channel loses by rounding, in mean squares."""
+    return (kept(layer(x)) - kept(layer.conv(x))).square().mean((0, 2, 3))
+
+
+@given(st.booleans(), st.sampled_from([2, 4, 8]), st.floats(1, 100), st.floats(0.1, 10), st.integers(0, 99))
+@settings(deadline=None)
+def test_weights_are_cut_where_that_loses_no_more(transposed, bits, outlier, limit, seed):
+    torch.manual_seed(seed)
+    conv = (nn.ConvTranspose2d if transposed else nn.Conv2d)(3, 2, 2).requires_grad_(False)
+    conv.weight[1, 1, 0, 0] = outlier
+    x, layer = torch.randn(16, 3, 4, 4), QuantizedConv(copy.deepcopy(conv), bits=bits)
+    ranged = ActivationQuantizer(bounds=(-limit, limit))
+    before = lost(layer, x, ranged.kept)
+    layer.cut(x, ranged.kept)
+    after = (ranged.kept(layer(x)) - ranged.kept(conv(x))).square().mean((0, 2, 3))
+    assert (after <= before + 1e-6).all()
+    assert (layer.conv.weight.abs() <= conv.weight.abs()).all()
+
+
+def test_a_weight_whose_output_is_beyond_the_range_makes_no_long_steps():
+    """One pixel's weights are a hundred times as large as others', which all have its scale."""
+    torch.manual_seed(0)
+    decoder = nn.ConvTranspose2d(8, 1, 4, bias=False).requires_grad_(False)
+    decoder.weight[:, 0, 0, 0] = 100.0
+    x, layer = torch.rand(64, 8, 1, 1), QuantizedConv(copy.deepcopy(decoder))
+    kept = ActivationQuantizer(bounds=(-20.0, 20.0)).kept
+    before = lost(layer, x, kept)
+    layer.cut(x, kept)
+    after = (kept(layer(x)) - kept(decoder(x))).square().mean((0, 2, 3))
+    assert after < before / 20
 
 
 def test_learned_ranges_have_the_gradient_of_finite_differences():
