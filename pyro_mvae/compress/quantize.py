@@ -70,7 +70,8 @@ class Quantize:
 def calibrate(model: VAE, images: Tensor, *, chunk: int = 64) -> None:
     """Set the ranges of a quantised model's activations: on images, on their codes, and on codes drawn from the prior.
 
-    Each range begins as a moving average of the extremes, and is then narrowed to what loses least by rounding.
+    Each range begins as a moving average of the extremes, and is then narrowed to what loses least by rounding; after that
+    weights are cut, on what the ranges keep.
     """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()

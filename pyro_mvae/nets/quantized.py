@@ -24,8 +24,9 @@ FINEST = 2.0**-15
 
 PIXELS = (0.0, 1.0)
 CLIPPED = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Shares of a range of activations that are tried."""
 CUT = (*CLIPPED, 0.2, 0.15, 0.1)
-"""Shares of the largest value that are tried, of an activation and of a channel's weights."""
+"""Shares of a channel's largest weight that are tried."""
 LOGIT_LIMIT = 10.0
 """Beyond it a pixel changes by less than 5e-5; the fewer logits 256 levels span, the less one level changes a pixel."""
 

@@ -31,7 +31,7 @@ RUNGS = (0.2, 0.2, 0.2, 0.4)
 DATA = "data.safetensors"
 LR = 4e-3
 MOST_ROUNDING = 25
-"""Epochs of the last stage, a quarter of what there is time for: an epoch of it takes longer, and few are enough."""
+"""Epochs of the last stage, else a quarter of those there is time for: one of it takes longer, and few are enough."""
 ROUNDED = 0.5
 """What the error of rounding is driven towards in the last stage, as a share of what it was before."""
 
