@@ -15,6 +15,7 @@ from pyro_mvae.export.capture import PARTS
 from pyro_mvae.inference.precision import PRECISIONS
 from pyro_mvae.report import filled
 from pyro_mvae.search.budget import KB, shown
+from pyro_mvae.search.miniaturize import FASTEST
 from pyro_mvae.search.pareto import as_text
 from pyro_mvae.side_by_side import cores
 from pyro_mvae.train import data_for
@@ -40,7 +41,13 @@ from pyro_mvae.train import data_for
 @click.option("--nll-samples", default=25, show_default=True, help="Importance samples for each test image.")
 @click.option("--distill", default=1.0, show_default=True, help="λ of distillation (19); 0 for none.")
 @click.option("--importance-samples", default=1, show_default=True, help="Of the bound that students are trained on.")
-@click.option("--precision", default="float32", show_default=True, type=click.Choice(PRECISIONS), help="Students are trained in.")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    type=click.Choice([*PRECISIONS, FASTEST]),
+    help="Students are trained in.",
+)
 @click.option("--seed", default=0, show_default=True, help="That of train: of the split into training and test images too.")
 @click.option("--processes", type=int, help="How many students are trained at a time; by default one for each core.")
 @click.option("--out", default="small", show_default=True, help="The folder to make, or to go on in.")

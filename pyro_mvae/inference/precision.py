@@ -19,11 +19,19 @@ def require(precision: str, device: torch.device) -> None:
     """Raise a ValueError for an unknown precision, and for one that the hardware would only imitate, slowly."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected one of: {', '.join(PRECISIONS)}")
-    if precision == "float32":
-        return
+    if precision not in computed(device):
+        raise ValueError(f"this {device.type} has no {precision} arithmetic: train with precision='float32'")
+
+
+def computed(device: torch.device) -> tuple[str, ...]:
+    """The precisions that the hardware computes in.
+
+    Example:
+        >>> computed(torch.device("cpu"))[0]
+        'float32'
+    """
     known = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if not known:
-        raise ValueError(f"this {device.type} has no bfloat16 arithmetic: train with precision='float32'")
+    return PRECISIONS if known else PRECISIONS[:1]
 
 
 @contextmanager

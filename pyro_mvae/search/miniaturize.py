@@ -25,7 +25,7 @@ from pyro_mvae.data.images import Split, spread
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.likelihood import negative_log_likelihood
 from pyro_mvae.inference.checkpoint import checksum, digest, load_model, save_model
-from pyro_mvae.inference.precision import require
+from pyro_mvae.inference.precision import computed, require
 from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.kinds import KINDS
@@ -40,8 +40,10 @@ from pyro_mvae.search.rounds import Job, Lesson, handed_over
 from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_latents, taught
 
 HELD_OUT = 2000
-FORMAT = 7
+FORMAT = 8
 """Of what a folder keeps of its search."""
+FASTEST = "fastest"
+"""A precision: that in which an epoch of a student takes least."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def miniaturize(
         distill: λ of (19), where students are distilled; a VQ-VAE's learn from the data alone.
         importance_samples: K of the bound that students are trained on, see `penalties.Tighten`; 1 for the ELBO. For the smallest
             students, whose encoders say little; an epoch takes longer the larger K is.
-        precision: what students are trained in until rounding is: "float32", or "bfloat16", for processors that are faster at it.
+        precision: what students are trained in until rounding is: "float32", "bfloat16", or "fastest", what each
+            student is faster in, of those that the processor computes in.
         out: the folder to make, or to go on in: a student that was trained is not trained again. It holds `student.safetensors`,
             `pareto.csv`, `pareto.html`, and all students in `candidates/`.
         processes: how many students are trained at a time, each in a process of its own.
@@ -158,7 +161,8 @@ def miniaturize(
     sizes = None if latent_dims is None else tuple(latent_dims)
     count(processes, "processes")
     search = Search(budget, minutes, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, precision, seed)
-    require(precision, next(teacher.parameters()).device)
+    if precision != FASTEST:
+        require(precision, next(teacher.parameters()).device)
     check_latents(teacher, search.latent_dims or ())
     check_handed_over(teacher)
     if out is None:
@@ -181,21 +185,26 @@ def searched(
     latents = search.latent_dims or (fitting_latents(teacher, data.train.images),)
     teachers = {size: taught(teacher, size, data, out) for size in latents}
     plans = planned(search, teachers, table or LatencyTable(LatencyTable.usual_path()), progress)
-    how: dict[str, Any] = {"distill": search.distill, "precision": search.precision}
-    how["importance_samples"] = search.importance_samples
-    some = paces(plans[: len(KINDS)], teachers, data, out, **how)
+    how: dict[str, Any] = {"distill": search.distill, "importance_samples": search.importance_samples}
+    precisions = computed(next(teacher.parameters()).device) if search.precision == FASTEST else (search.precision,)
+    some = paces(plans[: len(KINDS)], teachers, data, out, precisions=precisions, **how)
     epoch = statistics.median(pace.seconds for pace in some.values())
     halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
     costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
-    each = paces(list(costs), teachers, data, out, **how)
+    each = paces(list(costs), teachers, data, out, precisions=precisions, **how)
     with tempfile.TemporaryDirectory() as shared:
         files = handed_over(teachers, data, held, Path(shared))
 
         def job(plan: Plan, rung: int, seconds: float) -> Job:
             pace = pace_within(seconds, plan, teachers[plan.latent_dim], data, out, pace=each[plan], **how)
-            told = {**how, "distill": search.distill if pace.distilled else 0.0, "compile": pace.compile}
+            told = {
+                **how,
+                "distill": search.distill if pace.distilled else 0.0,
+                "precision": pace.precision,
+                "compile": pace.compile,
+            }
             lesson = Lesson(seed=search.seed, files=files, out=out, nll_samples=search.nll_samples, **told)
             return plan, rung, pace.epochs(seconds), lesson
 

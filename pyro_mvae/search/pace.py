@@ -38,11 +38,12 @@ class Pace:
     Attributes:
         seconds: of an epoch, on one thread.
         distilled: whether it learns from its teacher too.
-        compile: as of `fit`.
+        precision, compile: as of `fit`.
     """
 
     seconds: float
     distilled: bool
+    precision: str = "float32"
     compile: str = "auto"
 
     def epochs(self, seconds: float) -> int:
@@ -63,32 +64,41 @@ def paces(
     *,
     distill: float,
     importance_samples: int = 1,
-    precision: str = "float32",
+    precisions: Sequence[str] = ("float32",),
 ) -> dict[Plan, Pace]:
-    """The pace of each plan, measured once and kept in `paces.json`; what a teacher takes is measured with the first."""
+    """The pace of each plan, measured once and kept in `paces.json`; what a teacher takes is measured with the first.
+
+    Of several precisions a plan's is the one that it is faster in: depthwise convolutions are slower in bfloat16.
+    """
     first = plans[0]
 
-    def seconds(name: str, plan: Plan, weight: float, *, besides: float = 0.0) -> float:
+    def seconds(name: str, plan: Plan, weight: float, precision: str, *, besides: float = 0.0) -> float:
         teacher = teachers[plan.latent_dim]
         how: dict[str, Any] = {"penalties": lessons(teacher, weight, importance_samples), "precision": precision}
-        return once(out, name, lambda: max(seconds_an_epoch(plan, teacher, data, **how) - besides, 0.0))
+        return once(out, f"{name}, {precision}", lambda: max(seconds_an_epoch(plan, teacher, data, **how) - besides, 0.0))
 
-    alone = {plan: seconds(plan.name, plan, 0.0) for plan in plans}
+    def fastest(plan: Plan) -> Pace:
+        taken = {precision: seconds(plan.name, plan, 0.0, precision) for precision in precisions}
+        precision = min(taken, key=taken.__getitem__)
+        return Pace(taken[precision], distilled=False, precision=precision)
+
+    alone = {plan: fastest(plan) for plan in plans}
     if not distill or teachers[first.latent_dim].point:
-        return {plan: Pace(each, distilled=False) for plan, each in alone.items()}
-    lesson = seconds("lesson", first, distill, besides=alone[first])
-    return {plan: pace(each, lesson) for plan, each in alone.items()}
+        return alone
+    lesson = seconds("lesson", first, distill, alone[first].precision, besides=alone[first].seconds)
+    return {plan: with_lesson(pace, lesson) for plan, pace in alone.items()}
 
 
-def pace(alone: float, lesson: float) -> Pace:
-    """The pace of a student whose epoch takes some time alone, and more with its teacher.
+def with_lesson(pace: Pace, lesson: float) -> Pace:
+    """The pace of a student whose epoch takes some seconds more with its teacher, who is left out where that is too many.
 
     Example:
-        >>> pace(3.0, 2.0), pace(1.0, 2.0)
-        (Pace(seconds=5.0, distilled=True, compile='auto'), Pace(seconds=1.0, distilled=False, compile='auto'))
+        >>> slow, fast = Pace(3.0, distilled=False), Pace(1.0, distilled=False)
+        >>> with_lesson(slow, 2.0) == Pace(5.0, distilled=True), with_lesson(fast, 2.0) == fast
+        (True, True)
     """
-    distilled = alone + lesson <= DEAR * alone
-    return Pace(alone + lesson if distilled else alone, distilled)
+    distilled = pace.seconds + lesson <= DEAR * pace.seconds
+    return replace(pace, seconds=pace.seconds + lesson, distilled=True) if distilled else pace
 
 
 def pace_within(
@@ -101,14 +111,13 @@ def pace_within(
     pace: Pace,
     distill: float,
     importance_samples: int = 1,
-    precision: str = "float32",
 ) -> Pace:
     """The pace of a plan in a round of so many seconds: compiled, where there is time for it and a step is shorter then."""
     if seconds < WORTH_COMPILING:
         return pace
     penalties = lessons(teacher, distill if pace.distilled else 0.0, importance_samples)
-    how: dict[str, Any] = {"penalties": penalties, "precision": precision, "compile": "inductor"}
-    compiled = once(out, f"{plan.name}, compiled", lambda: seconds_an_epoch(plan, teacher, data, **how))
+    how: dict[str, Any] = {"penalties": penalties, "precision": pace.precision, "compile": "inductor"}
+    compiled = once(out, f"{plan.name}, {pace.precision}, compiled", lambda: seconds_an_epoch(plan, teacher, data, **how))
     if compiled < pace.seconds:
         return replace(pace, seconds=compiled, compile="inductor")
     return replace(pace, compile="eager")

@@ -153,6 +153,13 @@ def test_students_are_trained_on_the_bound_of_several_codes(data, tmp_path, chea
         miniaturize(teacher, data, **{**how, "importance_samples": 0})
 
 
+def test_the_fastest_precision_is_one_that_the_processor_computes_in(data, tmp_path, cheap, paced, monkeypatch):
+    module = sys.modules["pyro_mvae.search.miniaturize"]
+    monkeypatch.setattr(module, "computed", lambda device: ("float32",))
+    found = miniaturize(MODELS["VAE"]((1, 16, 16)).eval(), **quick(data, tmp_path / "small", precision="fastest"))
+    assert found.table["chosen"].sum() == 1
+
+
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16 arithmetic")
 def test_students_are_trained_in_a_precision_until_they_are_rounded(data, tmp_path, cheap, paced, monkeypatch):
     rounds = sys.modules["pyro_mvae.search.rounds"]

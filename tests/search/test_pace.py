@@ -28,7 +28,8 @@ def measured(monkeypatch):
 
     def seconds(plan, teacher, data, *, penalties, precision, compile="eager"):
         asked.append((plan, bool(penalties), compile))
-        return ({SLOW: 10.0, FAST: 1.0}[plan] + 3.0 * len(penalties)) / (2 if compile == "inductor" else 1)
+        faster = {"float32": 1.0, "bfloat16": {SLOW: 0.5, FAST: 2.0}[plan]}[precision] * (2 if compile == "inductor" else 1)
+        return ({SLOW: 10.0, FAST: 1.0}[plan] + 3.0 * len(penalties)) / faster
 
     monkeypatch.setattr(module, "seconds_an_epoch", seconds)
     return asked
@@ -41,7 +42,11 @@ def test_students_are_taught_where_it_is_cheap(measured, tmp_path):
     assert sorted(measured, key=str) == sorted(
         [(SLOW, False, "eager"), (SLOW, True, "eager"), (FAST, False, "eager")], key=str
     ), "each once"
-    assert json.loads((tmp_path / "paces.json").read_text()) == {SLOW.name: 10.0, "lesson": 3.0, FAST.name: 1.0}
+    assert json.loads((tmp_path / "paces.json").read_text()) == {
+        f"{SLOW.name}, float32": 10.0,
+        "lesson, float32": 3.0,
+        f"{FAST.name}, float32": 1.0,
+    }
     measured.clear()
     assert paces([FAST, SLOW], teachers, data, tmp_path, distill=1.0) == expected
     assert not measured
@@ -59,6 +64,18 @@ def test_epochs_on_the_bound_of_several_codes_are_longer(measured, tmp_path):
     assert found == Pace(4.0, distilled=False), "a second, and the codes' 3, and not those of a lesson that it does not get"
     found = paces([SLOW], teachers, data, tmp_path, distill=1.0, importance_samples=5)[SLOW]
     assert found == Pace(16.0, distilled=True)
+
+
+def test_students_are_trained_in_the_precision_that_they_are_faster_in(measured, tmp_path):
+    teachers, data = {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8)
+    how = {"distill": 1.0, "precisions": ("float32", "bfloat16")}
+    expected = {SLOW: Pace(13.0, distilled=True), FAST: Pace(0.5, distilled=False, precision="bfloat16")}
+    assert paces([SLOW, FAST], teachers, data, tmp_path, **how) == expected
+    alone = {**how, "precisions": ("bfloat16",)}
+    found = paces([SLOW, FAST], teachers, data, tmp_path, **alone)
+    assert found[SLOW] == Pace(20.0 + 6.0, distilled=True, precision="bfloat16"), "as it is told"
+    found = pace_within(4000.0, FAST, teachers[4], data, tmp_path, pace=expected[FAST], distill=1.0)
+    assert found == Pace(0.25, distilled=False, precision="bfloat16", compile="inductor")
 
 
 def test_a_long_round_has_as_many_epochs_as_there_is_time_for_compiled(measured, tmp_path):
