@@ -23,6 +23,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_each(cases: int, *, processes: int) -> int:
+    """How many threads each of so many cases has, of which so many at most are run at a time.
+
+    Example:
+        >>> threads_each(100, processes=2 * cores()), threads_each(1, processes=2) == cores()
+        (1, True)
+    """
+    return max(cores() // min(processes, max(cases, 1)), 1)
+
+
 def side_by_side(function: Callable[..., Result], cases: Sequence[tuple[Any, ...]], *, processes: int) -> Iterator[Result]:
     """Yield what a function makes of each case, as it comes: `processes` of them at a time, which share the cores.
 
@@ -32,8 +42,8 @@ def side_by_side(function: Callable[..., Result], cases: Sequence[tuple[Any, ...
     Args:
         function: one that can be imported, as its name is what a new process is given.
     """
+    threads = threads_each(len(cases), processes=processes)
     processes = min(processes, max(len(cases), 1))
-    threads = max(cores() // processes, 1)
     spawn, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
     with (
         terminated_as_interrupted(),

@@ -38,6 +38,7 @@ from pyro_mvae.search.pareto import front, write_pareto
 from pyro_mvae.search.plans import Plan, candidates, least
 from pyro_mvae.search.rounds import Job, Lesson, handed_over
 from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_latents, taught
+from pyro_mvae.side_by_side import threads_each
 
 HELD_OUT = 2000
 FORMAT = 8
@@ -135,7 +136,8 @@ def miniaturize(
             student is faster in, of those that the processor computes in.
         out: the folder to make, or to go on in: a student that was trained is not trained again. It holds `student.safetensors`,
             `pareto.csv`, `pareto.html`, and all students in `candidates/`.
-        processes: how many students are trained at a time, each in a process of its own.
+        processes: how many students are trained at a time, each in a process of its own; where fewer are left, the last one at
+            least, each has more threads.
         latency_table: of this machine; the one kept for it when None.
 
     Returns: the student, and a table with a row for each one that was tried: name, widths, hidden, encoder, latent_dim and
@@ -187,18 +189,20 @@ def searched(
     plans = planned(search, teachers, table or LatencyTable(LatencyTable.usual_path()), progress)
     how: dict[str, Any] = {"distill": search.distill, "importance_samples": search.importance_samples}
     precisions = computed(next(teacher.parameters()).device) if search.precision == FASTEST else (search.precision,)
-    some = paces(plans[: len(KINDS)], teachers, data, out, precisions=precisions, **how)
+    at_first: dict[str, Any] = {"precisions": precisions, "threads": threads_of(len(plans), processes), **how}
+    some = paces(plans[: len(KINDS)], teachers, data, out, **at_first)
     epoch = statistics.median(pace.seconds for pace in some.values())
     halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
     costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
-    each = paces(list(costs), teachers, data, out, precisions=precisions, **how)
+    each = paces(list(costs), teachers, data, out, **at_first)
     with tempfile.TemporaryDirectory() as shared:
         files = handed_over(teachers, data, held, Path(shared))
 
         def job(plan: Plan, rung: int, seconds: float) -> Job:
-            pace = pace_within(seconds, plan, teachers[plan.latent_dim], data, out, pace=each[plan], **how)
+            threads = threads_of(halving[rung][1], processes)
+            pace = pace_within(seconds, plan, teachers[plan.latent_dim], data, out, pace=each[plan], threads=threads, **how)
             told = {
                 **how,
                 "distill": search.distill if pace.distilled else 0.0,
@@ -212,6 +216,11 @@ def searched(
     frame = table_of({plan.name: cost for plan, cost in costs.items()}, rows)
     frame = measured_on_test(frame, search, teacher, data, out, progress)
     return chosen(frame, search, out)
+
+
+def threads_of(students: int, processes: int) -> int:
+    """How many threads each student of a round has: as many as there are here where there is one process, this one."""
+    return torch.get_num_threads() if processes == 1 else threads_each(students, processes=processes)
 
 
 def planned(search: Search, teachers: dict[int, VAE], table: LatencyTable, progress: Track) -> list[Plan]:

@@ -23,7 +23,7 @@ from pyro_mvae.search.plans import Plan
 
 logger = logging.getLogger(__name__)
 
-TIMED_IMAGES = 1280
+TIMED_IMAGES = 2560
 BATCH_SIZE, MANY = 64, 25_000
 WORTH_COMPILING = 150.0
 """Seconds of training from which on a step is timed compiled too, which takes up to a minute."""
@@ -36,15 +36,17 @@ class Pace:
     """How a student is trained.
 
     Attributes:
-        seconds: of an epoch, on one thread.
+        seconds: of an epoch.
         distilled: whether it learns from its teacher too.
         precision, compile: as of `fit`.
+        threads: on how many an epoch takes as long.
     """
 
     seconds: float
     distilled: bool
     precision: str = "float32"
     compile: str = "auto"
+    threads: int = 1
 
     def epochs(self, seconds: float) -> int:
         """As many as there is time for, and one at least.
@@ -65,8 +67,9 @@ def paces(
     distill: float,
     importance_samples: int = 1,
     precisions: Sequence[str] = ("float32",),
+    threads: int = 1,
 ) -> dict[Plan, Pace]:
-    """The pace of each plan, measured once and kept in `paces.json`; what a teacher takes is measured with the first.
+    """The pace of each plan on so many threads, measured once and kept in `paces.json`; that of a lesson, with the first plan.
 
     Of several precisions a plan's is the one that it is faster in: depthwise convolutions are slower in bfloat16.
     """
@@ -75,12 +78,13 @@ def paces(
     def seconds(name: str, plan: Plan, weight: float, precision: str, *, besides: float = 0.0) -> float:
         teacher = teachers[plan.latent_dim]
         how: dict[str, Any] = {"penalties": lessons(teacher, weight, importance_samples), "precision": precision}
-        return once(out, f"{name}, {precision}", lambda: max(seconds_an_epoch(plan, teacher, data, **how) - besides, 0.0))
+        how["threads"] = threads
+        return once(out, kept_as(name, **how), lambda: max(seconds_an_epoch(plan, teacher, data, **how) - besides, 0.0))
 
     def fastest(plan: Plan) -> Pace:
         taken = {precision: seconds(plan.name, plan, 0.0, precision) for precision in precisions}
         precision = min(taken, key=taken.__getitem__)
-        return Pace(taken[precision], distilled=False, precision=precision)
+        return Pace(taken[precision], distilled=False, precision=precision, threads=threads)
 
     alone = {plan: fastest(plan) for plan in plans}
     if not distill or teachers[first.latent_dim].point:
@@ -111,16 +115,36 @@ def pace_within(
     pace: Pace,
     distill: float,
     importance_samples: int = 1,
+    threads: int = 1,
 ) -> Pace:
-    """The pace of a plan in a round of so many seconds: compiled, where there is time for it and a step is shorter then."""
+    """The pace of a plan in a round of so many seconds, on as many threads as it has there.
+
+    Compiled, where there is time for it and a step is shorter then.
+    """
+    penalties = lessons(teacher, distill if pace.distilled else 0.0, importance_samples)
+
+    def taken(compile: str) -> float:
+        how: dict[str, Any] = {"precision": pace.precision, "threads": threads, "compile": compile}
+        return once(out, kept_as(plan.name, **how), lambda: seconds_an_epoch(plan, teacher, data, penalties=penalties, **how))
+
+    if threads != pace.threads:
+        pace = replace(pace, seconds=taken("eager"), threads=threads)
     if seconds < WORTH_COMPILING:
         return pace
-    penalties = lessons(teacher, distill if pace.distilled else 0.0, importance_samples)
-    how: dict[str, Any] = {"penalties": penalties, "precision": pace.precision, "compile": "inductor"}
-    compiled = once(out, f"{plan.name}, {pace.precision}, compiled", lambda: seconds_an_epoch(plan, teacher, data, **how))
+    compiled = taken("inductor")
     if compiled < pace.seconds:
         return replace(pace, seconds=compiled, compile="inductor")
     return replace(pace, compile="eager")
+
+
+def kept_as(name: str, *, precision: str, threads: int, compile: str = "eager", **others: Any) -> str:
+    """What `paces.json` calls the pace of a student, or of a lesson.
+
+    Example:
+        >>> kept_as("lesson", precision="float32", threads=2)
+        'lesson, float32, 2 threads, eager'
+    """
+    return f"{name}, {precision}, {threads} threads, {compile}"
 
 
 def once(out: Path, name: str, measure: Callable[[], float]) -> float:
@@ -133,10 +157,10 @@ def once(out: Path, name: str, measure: Callable[[], float]) -> float:
     return known[name]
 
 
-def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, *, compile: str = "eager", **settings: Any) -> float:
-    """Of one student alone, on one thread, with settings of `fit`; infinite where it can't be compiled."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, *, threads: int, compile: str = "eager", **settings: Any) -> float:
+    """Of one student alone, on so many threads, with settings of `fit`; infinite where it can't be compiled."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     few = replace(data, train=Split(data.train.images[:TIMED_IMAGES]))
     try:
         history = fit(plan.student(teacher), few, epochs=3, batch_size=batch_size(data), compile=compile, **settings)
@@ -146,7 +170,7 @@ def seconds_an_epoch(plan: Plan, teacher: VAE, data: Data, *, compile: str = "ea
         logger.warning("not compiled: %s", reason(error))  # no C++ compiler: whatever torch raises
         return math.inf
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     return float(history["seconds"].iloc[1:].min()) * len(data.train) / len(few.train)
 
 

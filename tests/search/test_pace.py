@@ -26,9 +26,10 @@ def measured(monkeypatch):
     """An epoch of the slow one alone takes 10 seconds, of the fast one a second, and a lesson three more; what was measured."""
     asked = []
 
-    def seconds(plan, teacher, data, *, penalties, precision, compile="eager"):
+    def seconds(plan, teacher, data, *, penalties, precision, threads, compile="eager"):
         asked.append((plan, bool(penalties), compile))
-        faster = {"float32": 1.0, "bfloat16": {SLOW: 0.5, FAST: 2.0}[plan]}[precision] * (2 if compile == "inductor" else 1)
+        faster = {"float32": 1.0, "bfloat16": {SLOW: 0.5, FAST: 2.0}[plan]}[precision]
+        faster *= (2 if compile == "inductor" else 1) * (1.5 if threads == 2 else 1)
         return ({SLOW: 10.0, FAST: 1.0}[plan] + 3.0 * len(penalties)) / faster
 
     monkeypatch.setattr(module, "seconds_an_epoch", seconds)
@@ -43,9 +44,9 @@ def test_students_are_taught_where_it_is_cheap(measured, tmp_path):
         [(SLOW, False, "eager"), (SLOW, True, "eager"), (FAST, False, "eager")], key=str
     ), "each once"
     assert json.loads((tmp_path / "paces.json").read_text()) == {
-        f"{SLOW.name}, float32": 10.0,
-        "lesson, float32": 3.0,
-        f"{FAST.name}, float32": 1.0,
+        f"{SLOW.name}, float32, 1 threads, eager": 10.0,
+        "lesson, float32, 1 threads, eager": 3.0,
+        f"{FAST.name}, float32, 1 threads, eager": 1.0,
     }
     measured.clear()
     assert paces([FAST, SLOW], teachers, data, tmp_path, distill=1.0) == expected
@@ -90,14 +91,28 @@ def test_a_long_round_has_as_many_epochs_as_there_is_time_for_compiled(measured,
     assert pace_within(4000.0, **{**how, "pace": replace(given, seconds=0.4)}) == Pace(0.4, distilled=False, compile="eager")
 
 
+def test_a_round_of_few_students_has_as_many_epochs_as_there_is_time_for_on_all_threads(measured, tmp_path):
+    teacher, data = VAE((1, 16, 16), 4, **SIZES), grey(8)
+    given = paces([SLOW], {4: teacher}, data, tmp_path, distill=1.0)[SLOW]
+    how = {"plan": SLOW, "teacher": teacher, "data": data, "out": tmp_path, "pace": given, "distill": 1.0}
+    assert given == Pace(13.0, distilled=True)
+    assert pace_within(40.0, **how, threads=1) == given
+    assert pace_within(40.0, **how, threads=2) == Pace(13.0 / 1.5, distilled=True, threads=2)
+    assert pace_within(4000.0, **how, threads=2) == Pace(13.0 / 3, distilled=True, compile="inductor", threads=2)
+    measured.clear()
+    assert pace_within(4000.0, **how, threads=1) == Pace(6.5, distilled=True, compile="inductor"), "not what two threads take"
+
+
 def test_an_epoch_that_can_not_be_compiled_takes_for_ever_and_one_that_can_not_be_run_is_an_error(monkeypatch):
     def fit(*_, compile, **__):
         raise RuntimeError(f"no {compile}")
 
     monkeypatch.setattr(module, "fit", fit)
-    assert module.seconds_an_epoch(FAST, VAE((1, 16, 16), 4, **SIZES), grey(8), compile="inductor") == math.inf
+    teacher, threads = VAE((1, 16, 16), 4, **SIZES), torch.get_num_threads()
+    assert module.seconds_an_epoch(FAST, teacher, grey(8), threads=threads + 1, compile="inductor") == math.inf
     with pytest.raises(RuntimeError, match="no eager"):
-        module.seconds_an_epoch(FAST, VAE((1, 16, 16), 4, **SIZES), grey(8))
+        module.seconds_an_epoch(FAST, teacher, grey(8), threads=threads + 1)
+    assert torch.get_num_threads() == threads
 
 
 def test_epochs_of_some_seconds():
