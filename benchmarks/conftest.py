@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich import print_json
 
 from pyro_mvae.atomic import write_text
@@ -61,7 +62,8 @@ def record(capsys: pytest.CaptureFixture[str]) -> Callable[[str, Mapping[str, An
     def record(name: str, figures: Mapping[str, Any]) -> None:
         command = shlex.join(["pytest", *(word.replace(str(Path.cwd().parent), "..") for word in sys.argv[1:])])
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        content = {"command": command, "when": when, "cores": os.cpu_count(), **environment(), "figures": figures}
+        machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), **environment()}
+        content = {"command": command, "when": when, **machine, "figures": figures}
         write_text(RESULTS / f"{name}.json", json.dumps(content, indent=2) + "\n")
         with capsys.disabled():
             print(f"\n{name}")

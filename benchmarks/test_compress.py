@@ -74,7 +74,7 @@ CASES = {
         pruned=0.75,
         more=5,
         rounding=2,
-        minutes={"size": 55, "tenth": 35, "macs": 60, "search": 60},
+        minutes={"size": 55, "tenth": 35, "macs": 120, "search": 60},
         sparse=(0.5, 0.5),
         codes=5,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pyro_mvae import compress
+from pyro_mvae.atomic import write_text
 from pyro_mvae.compress import Pass
 from pyro_mvae.compress.prune import channels
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.evaluate.cost import num_macs, num_params
 from pyro_mvae.evaluate.likelihood import NLL, negative_log_likelihood
-from pyro_mvae.inference.checkpoint import load_model, path_for, save_model
+from pyro_mvae.inference.checkpoint import digest, load_model, path_for, save_model
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import VAE
 from pyro_mvae.numbers import count
@@ -89,16 +91,31 @@ def apply(
         return Standing(num_params(model), num_macs(model), nll, channels(model))
 
     before = standing(model)
+    begun = {"checkpoint": digest(model), "passes": [repr(each) for each in named]}
     for each in named:
         model = each(model, images.train.images)
     if epochs:
         how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "resume": resume}
         apart = path.with_suffix(".applied.safetensors")  # what has the name already stays until there is something better
+        note = apart.with_suffix(".json")
+        begin(note, begun, resume=resume)
         model, _ = fit_stage(model, images, apart, description="Training", progress=progress, **how)
         apart.replace(path)
+        note.unlink()
     else:
         save_model(path, model)
     return before, standing(model)
+
+
+def begin(note: Path, wanted: dict[str, Any], *, resume: bool) -> None:
+    """Note what is trained, beside its state; a ValueError where a run of something else is to be gone on with."""
+    if resume and note.is_file():
+        held = json.loads(note.read_text(encoding="utf-8"))
+        for name, value in wanted.items():
+            if held[name] != value:
+                what = "another checkpoint" if name == "checkpoint" else f"passes {held[name]}, not {value}"
+                raise ValueError(f"what was interrupted is of {what}: give the same, or leave out --resume to begin anew")
+    write_text(note, json.dumps(wanted) + "\n")
 
 
 def pass_of(text: str) -> Pass:

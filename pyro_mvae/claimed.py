@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def claim(path: Path, wanted: Mapping[str, Any], *, what: str, free: Collection[
                 raise ValueError(f"{out} holds a {what} with {name}={held.get(name)}, not {wanted.get(name)}: give another --out")
     elif out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, expected a folder: give another --out")
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(not unfinished(each, path) for each in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no {what}: give another --out")
     write_text(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def unfinished(found: Path, path: Path) -> bool:
+    """Whether a file is what `atomic` leaves of another where a process is killed while it writes."""
+    return re.fullmatch(rf"\.\d+-(old-)?{re.escape(path.name)}", found.name) is not None

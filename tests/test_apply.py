@@ -83,6 +83,29 @@ def test_what_has_the_name_stays_until_there_is_something_better(folder, tmp_pat
     assert out.read_bytes() == (folder / "vae.safetensors").read_bytes()
 
 
+def test_what_was_interrupted_is_gone_on_with_as_it_was_begun(folder, tmp_path, monkeypatch):
+    out, other = tmp_path / "small.safetensors", tmp_path / "other.safetensors"
+    torch.manual_seed(1)
+    save_model(other, VAE((3, 16, 16), 4, likelihood="logistic", **catalog.SIZES))
+    how = {"data": f"folder:{folder / 'pictures'}", "epochs": 1, "nll_samples": 1}
+    module = sys.modules["pyro_mvae.apply"]
+    stage = module.fit_stage
+
+    def interrupted(*args, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "fit_stage", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply(folder / "vae.safetensors", out, passes=["PruneChannels(0.5)"], **how)
+    monkeypatch.setattr(module, "fit_stage", stage)
+    with pytest.raises(ValueError, match=r"is of passes .*'magnitude'.* not .*'taylor'.*: give the same, or leave out --resume"):
+        apply(folder / "vae.safetensors", out, passes=["PruneChannels(0.5, importance='taylor')"], resume=True, **how)
+    with pytest.raises(ValueError, match="is of another checkpoint: give the same"):
+        apply(other, out, passes=["PruneChannels(0.5)"], resume=True, **how)
+    apply(folder / "vae.safetensors", out, passes=["PruneChannels(ratio=0.5)"], resume=True, **how)
+    assert sorted(tmp_path.iterdir()) == [other, out]
+
+
 def test_without_training_the_weights_stay_and_integers_are_those_of_images(folder, tmp_path):
     before, after = apply(
         folder / "vae.safetensors",

@@ -1,8 +1,10 @@
 """Tables in windows of any width, and in what is none."""
 
+import logging
+
 import pytest
 
-from pyro_mvae.cli.terminal import show
+from pyro_mvae.cli.terminal import progress_bars, show
 from pyro_mvae.report import filled
 
 NAME = "student, decoder, executorch, int8"
@@ -29,3 +31,11 @@ def test_a_narrow_window_has_fewer_columns_and_says_so(width, shown, capsys, mon
     assert [f"column {i}" in printed for i in range(8)] == [i < shown - 1 for i in range(8)]
     assert NAME in printed
     assert (f"{9 - shown} more columns" in printed) == (shown < 9)
+
+
+def test_warnings_are_in_a_file_too_and_notes_are_not(capsys):
+    logger = logging.getLogger("pyro_mvae.search.halving")
+    with progress_bars():
+        logger.warning("student %s: lost", "mlp")
+        logger.info("compiled in 3 s")
+    assert capsys.readouterr().err == "student mlp: lost\n"

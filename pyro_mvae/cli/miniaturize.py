@@ -46,7 +46,7 @@ from pyro_mvae.train import data_for
     default="float32",
     show_default=True,
     type=click.Choice([*PRECISIONS, FASTEST]),
-    help="Students are trained in.",
+    help="What students are trained in until rounding is, in float32; fastest: whichever each is faster in.",
 )
 @click.option("--seed", default=0, show_default=True, help="That of train: of the split into training and test images too.")
 @click.option("--processes", type=int, help="How many students are trained at a time; by default one for each core.")

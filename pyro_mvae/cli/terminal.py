@@ -40,7 +40,7 @@ about = click.option(
 
 @contextmanager
 def progress_bars(*, shown: bool = True, said: str = ""):
-    """Bars with the time left, and notes such as how long compiling took, on standard error; nothing when that is no terminal.
+    """Bars with the time left, and notes such as how long compiling took, on standard error; warnings alone when that is a file.
 
     Args:
         shown: whether this process shows any.
@@ -62,7 +62,7 @@ def progress_bars(*, shown: bool = True, said: str = ""):
         notes = logging.Handler(logging.INFO)
 
         def emit(record: logging.LogRecord) -> None:
-            if not bars.disable or (shown and record.name == said):
+            if not bars.disable or (shown and (record.levelno >= logging.WARNING or record.name == said)):
                 bars.console.print(record.getMessage(), style="dim", markup=False, highlight=False, soft_wrap=True)
 
         notes.emit = emit

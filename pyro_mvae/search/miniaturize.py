@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -31,12 +32,12 @@ from pyro_mvae.models import VAE
 from pyro_mvae.nets.kinds import KINDS
 from pyro_mvae.numbers import above, count, number
 from pyro_mvae.search.budget import UNITS, Budget, Cost
-from pyro_mvae.search.halving import halved, schedule
-from pyro_mvae.search.layout import known_costs, laid_out
-from pyro_mvae.search.pace import pace_within, paces
+from pyro_mvae.search.halving import affordable, halved, rounds
+from pyro_mvae.search.layout import known_costs, laid_out, once_laid_out
+from pyro_mvae.search.pace import Pace, pace_of
 from pyro_mvae.search.pareto import front, write_pareto
 from pyro_mvae.search.plans import Plan, candidates, least
-from pyro_mvae.search.rounds import Job, Lesson, handed_over
+from pyro_mvae.search.rounds import Job, Lesson, assigned, handed_over
 from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_latents, taught
 from pyro_mvae.side_by_side import threads_each
 
@@ -112,8 +113,8 @@ def miniaturize(
     1. Students of the teacher's class are laid out: mobile, convolutional and fully connected nets of several shapes, each as
        large as the budget allows and smaller, as many as there is time for. Files of each are made, weighed and timed before it
        is trained; a table of blocks guides to them.
-    2. All are trained for a fifth of the time, the better half, and the best of each kind of nets, for another, the best of each
-       kind alone for a third: nets that learn fast are not always those that get far. The best of them is trained for what is
+    2. All are trained for a fifth of the time, the better half for another, the best three for a third, and among them the best
+       of each kind of nets: those that learn fast are not always those that get far. The best of them is trained for what is
        left, with rounding as on the phone at last, the λ of (17) a multiplier that rises while the rounding error is more than
        half of what it was. Others are quantised after training. A student is distilled (19) unless its epoch takes more than
        twice as long then, as with a teacher many times its size: more epochs teach it more.
@@ -123,7 +124,7 @@ def miniaturize(
        files within `nll_loss` are.
 
     Args:
-        teacher: a fitted model; left as it is.
+        teacher: a fitted model; left as it is. Students are trained on the processor, wherever it is.
         minutes: of training; measuring comes on top.
         weight_bits: what to try. A `.pte` holds a byte a weight whatever they are.
         latent_dims: sizes of the code to try; when None, as many as the teacher has active. A teacher of a smaller code is one
@@ -164,7 +165,9 @@ def miniaturize(
     count(processes, "processes")
     search = Search(budget, minutes, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, precision, seed)
     if precision != FASTEST:
-        require(precision, next(teacher.parameters()).device)
+        require(precision, torch.device("cpu"))
+    if any(parameter.device.type != "cpu" for parameter in teacher.parameters()):
+        teacher = copy.deepcopy(teacher).cpu()
     check_latents(teacher, search.latent_dims or ())
     check_handed_over(teacher)
     if out is None:
@@ -186,33 +189,31 @@ def searched(
     data, held = with_held_out(data, seed=search.seed)
     latents = search.latent_dims or (fitting_latents(teacher, data.train.images),)
     teachers = {size: taught(teacher, size, data, out) for size in latents}
-    plans = planned(search, teachers, table or LatencyTable(LatencyTable.usual_path()), progress)
     how: dict[str, Any] = {"distill": search.distill, "importance_samples": search.importance_samples}
-    precisions = computed(next(teacher.parameters()).device) if search.precision == FASTEST else (search.precision,)
-    at_first: dict[str, Any] = {"precisions": precisions, "threads": threads_of(len(plans), processes), **how}
-    some = paces(plans[: len(KINDS)], teachers, data, out, **at_first)
-    epoch = statistics.median(pace.seconds for pace in some.values())
-    halving = schedule(len(plans), out, seconds=search.minutes * 60, epoch=epoch, processes=processes)
-    costs = laid_out(plans, teachers, search.budget, out, most=halving[0][1], progress=progress)
+    precisions = computed(torch.device("cpu")) if search.precision == FASTEST else (search.precision,)
+
+    def pace(plan: Plan, *, students: int, seconds: float = 0.0) -> Pace:
+        on: dict[str, Any] = {"precisions": precisions, "threads": threads_of(students, processes), "seconds": seconds}
+        return pace_of(plan, teachers[plan.latent_dim], data, out, **on, **how)
+
+    def begun() -> dict[Plan, Cost]:
+        plans = planned(search, teachers, table or LatencyTable(LatencyTable.usual_path()), progress)
+        epoch = statistics.median(pace(plan, students=len(plans)).seconds for plan in plans[: len(KINDS)])
+        most = affordable(len(plans), search.minutes * 60, epoch=epoch, processes=processes)
+        return laid_out(plans, teachers, search.budget, out, most=most, progress=progress)
+
+    costs = once_laid_out(out, begun)
     if not costs:
         raise search.budget.unmet(known_costs(out).values())
-    each = paces(list(costs), teachers, data, out, **at_first)
     with tempfile.TemporaryDirectory() as shared:
         files = handed_over(teachers, data, held, Path(shared))
+        lesson = Lesson(seed=search.seed, files=files, out=out, nll_samples=search.nll_samples, **how)
 
-        def job(plan: Plan, rung: int, seconds: float) -> Job:
-            threads = threads_of(halving[rung][1], processes)
-            pace = pace_within(seconds, plan, teachers[plan.latent_dim], data, out, pace=each[plan], threads=threads, **how)
-            told = {
-                **how,
-                "distill": search.distill if pace.distilled else 0.0,
-                "precision": pace.precision,
-                "compile": pace.compile,
-            }
-            lesson = Lesson(seed=search.seed, files=files, out=out, nll_samples=search.nll_samples, **told)
-            return plan, rung, pace.epochs(seconds), lesson
+        def job(plan: Plan, rung: int, seconds: float, students: int) -> Job:
+            return assigned(plan, rung, seconds, lesson, lambda: pace(plan, students=students, seconds=seconds))
 
-        rows = halved(list(costs), halving, job, processes=processes, progress=progress)
+        halving = rounds(len(costs), search.minutes * 60, processes=processes)
+        rows = halved(list(costs), halving, job, out, processes=processes, progress=progress)
     frame = table_of({plan.name: cost for plan, cost in costs.items()}, rows)
     frame = measured_on_test(frame, search, teacher, data, out, progress)
     return chosen(frame, search, out)
@@ -250,15 +251,19 @@ def measured_on_test(frame: pd.DataFrame, search: Search, teacher: VAE, data: Da
     """The table with the NLL on test images of all students of the front, and what it is above the teacher's."""
     path = out / "nll.json"
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rounds_of = dict(zip(frame["name"], frame["rounds"], strict=True))
+    nll: dict[str, float] = {}
     for name in ["teacher", *frame["name"][frame["front"]]]:
-        if name not in known:
+        key = name if name == "teacher" else f"{name} after {rounds_of[name]} rounds"
+        if key not in known:
             model = teacher if name == "teacher" else load_model(out / "candidates" / f"{name}.safetensors")
             how: dict[str, Any] = {"binarization": data.binarization, "seed": search.seed, "progress": progress}
             what = {"num_samples": search.nll_samples, "description": f"NLL of {name}"}
-            known[name] = negative_log_likelihood(model, data.test.images, **how, **what).nats
+            known[key] = negative_log_likelihood(model, data.test.images, **how, **what).nats
             write_text(path, json.dumps(known, indent=1) + "\n")
-    frame["nll"] = frame["name"].map(known)
-    frame["nll_loss"] = frame["nll"] - known["teacher"]
+        nll[name] = known[key]
+    frame["nll"] = frame["name"].map(nll)
+    frame["nll_loss"] = frame["nll"] - nll["teacher"]
     return frame
 
 

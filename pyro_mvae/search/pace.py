@@ -15,6 +15,7 @@ import torch
 from pyro_mvae.atomic import write_text
 from pyro_mvae.data import Data
 from pyro_mvae.data.images import Split
+from pyro_mvae.environment import cpu
 from pyro_mvae.inference import fit
 from pyro_mvae.inference.penalties import Distill, Penalty, Tighten
 from pyro_mvae.inference.tracing import reason
@@ -39,14 +40,12 @@ class Pace:
         seconds: of an epoch.
         distilled: whether it learns from its teacher too.
         precision, compile: as of `fit`.
-        threads: on how many an epoch takes as long.
     """
 
     seconds: float
     distilled: bool
     precision: str = "float32"
     compile: str = "auto"
-    threads: int = 1
 
     def epochs(self, seconds: float) -> int:
         """As many as there is time for, and one at least.
@@ -58,9 +57,9 @@ class Pace:
         return max(int(seconds / self.seconds), 1)
 
 
-def paces(
-    plans: Sequence[Plan],
-    teachers: dict[int, VAE],
+def pace_of(
+    plan: Plan,
+    teacher: VAE,
     data: Data,
     out: Path,
     *,
@@ -68,29 +67,37 @@ def paces(
     importance_samples: int = 1,
     precisions: Sequence[str] = ("float32",),
     threads: int = 1,
-) -> dict[Plan, Pace]:
-    """The pace of each plan on so many threads, measured once and kept in `paces.json`; that of a lesson, with the first plan.
+    seconds: float = 0.0,
+) -> Pace:
+    """The pace of a student, measured once and kept in `paces.json`; what a teacher takes is measured with the first student.
 
-    Of several precisions a plan's is the one that it is faster in: depthwise convolutions are slower in bfloat16.
+    Of several precisions it is in the one that it is faster in, as depthwise convolutions are slower in bfloat16; and compiled
+    where that shortens a step and there is time for it.
+
+    Args:
+        distill, importance_samples: as in `Lesson`.
+        precisions, threads: what it may be trained in, and on how many.
+        seconds: how long it is going to be trained.
     """
-    first = plans[0]
 
-    def seconds(name: str, plan: Plan, weight: float, precision: str, *, besides: float = 0.0) -> float:
-        teacher = teachers[plan.latent_dim]
-        how: dict[str, Any] = {"penalties": lessons(teacher, weight, importance_samples), "precision": precision}
-        how["threads"] = threads
-        return once(out, kept_as(name, **how), lambda: max(seconds_an_epoch(plan, teacher, data, **how) - besides, 0.0))
+    def taken(name: str, precision: str, *, weight: float = 0.0, besides: float = 0.0, compile: str = "eager") -> float:
+        how: dict[str, Any] = {"precision": precision, "threads": threads, "compile": compile}
+        how["penalties"] = lessons(teacher, weight, importance_samples)
+        known_as = f"{name}, {precision}, threads={threads}, {compile}, {cpu()}"
+        return once(out, known_as, lambda: max(seconds_an_epoch(plan, teacher, data, **how) - besides, 0.0))
 
-    def fastest(plan: Plan) -> Pace:
-        taken = {precision: seconds(plan.name, plan, 0.0, precision) for precision in precisions}
-        precision = min(taken, key=taken.__getitem__)
-        return Pace(taken[precision], distilled=False, precision=precision, threads=threads)
-
-    alone = {plan: fastest(plan) for plan in plans}
-    if not distill or teachers[first.latent_dim].point:
-        return alone
-    lesson = seconds("lesson", first, distill, alone[first].precision, besides=alone[first].seconds)
-    return {plan: with_lesson(pace, lesson) for plan, pace in alone.items()}
+    alone = {precision: taken(plan.name, precision) for precision in precisions}
+    precision = min(alone, key=alone.__getitem__)
+    pace = Pace(alone[precision], distilled=False, precision=precision)
+    if distill and not teacher.point:
+        pace = with_lesson(pace, taken("lesson", precision, weight=distill, besides=pace.seconds))
+    if seconds < WORTH_COMPILING:
+        return pace
+    name, weight = (f"{plan.name} and its teacher", distill) if pace.distilled else (plan.name, 0.0)
+    compiled = taken(name, precision, weight=weight, compile="inductor")
+    if compiled < pace.seconds:
+        return replace(pace, seconds=compiled, compile="inductor")
+    return replace(pace, compile="eager")
 
 
 def with_lesson(pace: Pace, lesson: float) -> Pace:
@@ -103,48 +110,6 @@ def with_lesson(pace: Pace, lesson: float) -> Pace:
     """
     distilled = pace.seconds + lesson <= DEAR * pace.seconds
     return replace(pace, seconds=pace.seconds + lesson, distilled=True) if distilled else pace
-
-
-def pace_within(
-    seconds: float,
-    plan: Plan,
-    teacher: VAE,
-    data: Data,
-    out: Path,
-    *,
-    pace: Pace,
-    distill: float,
-    importance_samples: int = 1,
-    threads: int = 1,
-) -> Pace:
-    """The pace of a plan in a round of so many seconds, on as many threads as it has there.
-
-    Compiled, where there is time for it and a step is shorter then.
-    """
-    penalties = lessons(teacher, distill if pace.distilled else 0.0, importance_samples)
-
-    def taken(compile: str) -> float:
-        how: dict[str, Any] = {"precision": pace.precision, "threads": threads, "compile": compile}
-        return once(out, kept_as(plan.name, **how), lambda: seconds_an_epoch(plan, teacher, data, penalties=penalties, **how))
-
-    if threads != pace.threads:
-        pace = replace(pace, seconds=taken("eager"), threads=threads)
-    if seconds < WORTH_COMPILING:
-        return pace
-    compiled = taken("inductor")
-    if compiled < pace.seconds:
-        return replace(pace, seconds=compiled, compile="inductor")
-    return replace(pace, compile="eager")
-
-
-def kept_as(name: str, *, precision: str, threads: int, compile: str = "eager", **others: Any) -> str:
-    """What `paces.json` calls the pace of a student, or of a lesson.
-
-    Example:
-        >>> kept_as("lesson", precision="float32", threads=2)
-        'lesson, float32, 2 threads, eager'
-    """
-    return f"{name}, {precision}, {threads} threads, {compile}"
 
 
 def once(out: Path, name: str, measure: Callable[[], float]) -> float:

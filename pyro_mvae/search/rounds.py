@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from pyro_mvae.evaluate.likelihood import negative_log_likelihood
 from pyro_mvae.inference import penalties
 from pyro_mvae.inference.checkpoint import load_model, read, save_model, write
 from pyro_mvae.inference.penalties import Penalty, Round
+from pyro_mvae.inference.precision import computed
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.inference.tuning import OneCycle, quantization_error
 from pyro_mvae.models import VAE
-from pyro_mvae.search.pace import batch_size, lessons
+from pyro_mvae.search.pace import Pace, batch_size, lessons
 from pyro_mvae.search.plans import Plan
 from pyro_mvae.side_by_side import each_by_itself
 
 RUNGS = (0.2, 0.2, 0.2, 0.4)
-"""Shares of the time: for all students, a half of them, the best of each kind of nets, and the best, with rounding at last."""
+"""Shares of the time: for all students, a half of them, three, of each kind of nets the best, and one, with rounding at last."""
 DATA = "data.safetensors"
 LR = 4e-3
 MOST_ROUNDING = 25
@@ -61,6 +62,12 @@ class Lesson:
     compile: str = "auto"
 
 
+Row = dict[str, Any]
+"""What came of a student in a round."""
+Job = tuple[Plan, int, int, Lesson]
+"""A student, its round, for how many epochs, and what it is told."""
+
+
 def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path) -> Path:
     """What every process needs, in files."""
     write(folder / DATA, {"images": data.train.images, "held": held}, {"binarization": data.binarization})
@@ -69,7 +76,36 @@ def handed_over(teachers: dict[int, VAE], data: Data, held: Tensor, folder: Path
     return folder
 
 
-def attempted(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any]:
+def assigned(plan: Plan, rung: int, seconds: float, lesson: Lesson, pace: Callable[[], Pace]) -> Job:
+    """The job of a student in a round: decided once, by its pace, and kept, so that what was interrupted goes on as it began.
+
+    It is decided anew on a processor that does not compute in what it was told, and the student begins this round anew.
+    """
+    path = kept_at(lesson.out, plan, rung, "job.json")
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if told.get("precision") not in computed(torch.device("cpu")):
+        for state in path.parent.glob(f"{plan.name}-{rung}.*training*"):
+            state.unlink()
+        found = pace()
+        told = {"epochs": found.epochs(seconds), "distill": lesson.distill if found.distilled else 0.0}
+        told |= {"precision": found.precision, "compile": found.compile}
+        write_text(path, json.dumps(told) + "\n")
+    epochs = told.pop("epochs")
+    return plan, rung, epochs, replace(lesson, **told)
+
+
+def row_of(plan: Plan, rung: int, out: Path) -> Row | None:
+    """What came of a student in a round; None where it is not done."""
+    path = kept_at(out, plan, rung, "json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def kept_at(out: Path, plan: Plan, rung: int, kind: str) -> Path:
+    """A file of a student's round, in the folder of a search."""
+    return out / "candidates" / f"{plan.name}-{rung}.{kind}"
+
+
+def attempted(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
     """`trained`, or the reason, as `failed`, why a student came to no numbers."""
     try:
         return trained(plan, rung, epochs, lesson)
@@ -77,11 +113,7 @@ def attempted(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, A
         return {"name": plan.name, "failed": str(error)}
 
 
-Job = tuple[Plan, int, int, Lesson]
-"""A student, its round, for how many epochs, and what it is told."""
-
-
-def attempts(jobs: Sequence[Job], *, processes: int) -> Iterator[dict[str, Any]]:
+def attempts(jobs: Sequence[Job], *, processes: int) -> Iterator[Row]:
     """What came of each student of a round, as it comes; none that fails stops another."""
     if processes == 1:
         yield from (attempted(*job) for job in jobs)
@@ -90,46 +122,48 @@ def attempts(jobs: Sequence[Job], *, processes: int) -> Iterator[dict[str, Any]]
         yield row or {"name": plan.name, "failed": "its process was ended from outside: perhaps there was no memory left"}
 
 
-def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> dict[str, Any]:
-    """One round of one student: trained on from the round before, quantised, kept, and its row; read back if it was done."""
-    folder = lesson.out / "candidates"
-    folder.mkdir(parents=True, exist_ok=True)
-    row_path = folder / f"{plan.name}-{rung}.json"
-    if row_path.is_file():
-        return json.loads(row_path.read_text(encoding="utf-8"))
+def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
+    """One round of one student: trained on from the round before, quantised, kept, and its row."""
+
+    def kept(kind: str) -> Path:
+        return kept_at(lesson.out, plan, rung, kind)
+
     tensors, about = read(lesson.files / DATA)
     data = Data("search", Split(tensors["images"]), Split(tensors["held"]), binarization=about["binarization"])
     teacher = load_model(lesson.files / f"teacher-{plan.latent_dim}.safetensors")
-    before = folder / f"{plan.name}-{rung - 1}.float.safetensors"
-    model = load_model(before) if rung else plan.student(teacher, seed=lesson.seed)
+    before = row_of(plan, rung - 1, lesson.out)
+    assert (before is None) == (rung == 0), "a round comes after the one before"
+    model = (
+        load_model(kept_at(lesson.out, plan, rung - 1, "float.safetensors"))
+        if before
+        else plan.student(teacher, seed=lesson.seed)
+    )
     last = rung == len(RUNGS) - 1
     rounding = min(max(epochs // 4, 1), MOST_ROUNDING) if last and epochs > 1 else 0
     common: dict[str, Any] = {"batch_size": batch_size(data), "seed": lesson.seed + rung, "resume": True}
     taught_by = lessons(teacher, lesson.distill, lesson.importance_samples)
-    path = folder / f"{plan.name}-{rung}.float.safetensors"
     how: dict[str, Any] = {"penalties": taught_by, "precision": lesson.precision, "compile": lesson.compile, **common}
-    model, _ = fit_stage(model, data, path, epochs=epochs - rounding, lr=LR, **how)
+    model, _ = fit_stage(model, data, kept("float.safetensors"), epochs=epochs - rounding, lr=LR, **how)
     small = Quantize(weight_bits=plan.weight_bits)(model.eval(), data.train.images)
     driven: dict[str, float] = {}
     if rounding:
         small, driven = rounded_in_training(
-            small, data, folder / f"{plan.name}-{rung}.rounding.safetensors", rounding, taught_by, common, bits=plan.weight_bits
+            small, data, kept("rounding.safetensors"), rounding, taught_by, common, bits=plan.weight_bits
         )
-    done = epochs + (json.loads((folder / f"{plan.name}-{rung - 1}.json").read_text())["epochs"] if rung else 0)
     held_out = negative_log_likelihood(small, data.test.images, num_samples=lesson.nll_samples, binarization=data.binarization)
     row = {
         "name": plan.name,
         **asdict(plan),
         "rounds": rung + 1,
-        "epochs": done,
+        "epochs": epochs + (0 if before is None else before["epochs"]),
         "distilled": lesson.distill > 0 and not teacher.point,
         "rounded": "in training" if rounding else "after",
         **driven,
         "held_out": round(held_out.nats, 4),
     }
-    save_model(folder / f"{plan.name}.safetensors", small)
-    write_text(row_path, json.dumps(row) + "\n")
-    return row
+    save_model(lesson.out / "candidates" / f"{plan.name}.safetensors", small)
+    write_text(kept("json"), json.dumps(row) + "\n")
+    return json.loads(json.dumps(row))  # as it is read again
 
 
 def rounded_in_training(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import re
 import sys
@@ -17,43 +16,22 @@ from hypothesis import strategies as st
 
 from pyro_mvae import VAE, load_model, save_model
 from pyro_mvae.compress import Quantize
-from pyro_mvae.data import Data, Split
+from pyro_mvae.data import Split
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.inference.checkpoint import read
 from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.nets.quantized import is_quantized
-from pyro_mvae.search import Budget, BudgetError, Cost, cost_of, miniaturize, pace
+from pyro_mvae.search import Budget, BudgetError, cost_of, miniaturize, pace
+from pyro_mvae.search.halving import rounds
 from pyro_mvae.search.miniaturize import with_held_out
 from pyro_mvae.search.pareto import front
 from pyro_mvae.search.plans import SCALES, Plan, candidates, least, shapes
 from pyro_mvae.search.student import calibrated, estimated_bytes
 from tests.catalog import MODELS
 from tests.commands import run
+from tests.search.quick import SECONDS, quick
 from tests.test_cli import mistake, picture_folder
-
-SECONDS = {"mobile": 0.05, "conv": 0.1, "mlp": 0.04}
-
-
-@pytest.fixture
-def data(images):
-    return Data("squares", train=Split(images[:192]), test=Split(images[192:]), binarization="none")
-
-
-@pytest.fixture
-def cheap(monkeypatch):
-    """Costs as they are estimated, and fewer shapes; whose costs were asked for."""
-    asked = []
-
-    def cost(model):
-        asked.append(model)
-        return Cost(estimated_bytes(model) / 1000, num_macs(model), 10.0)
-
-    monkeypatch.setattr(sys.modules["pyro_mvae.search.layout"], "cost_of", cost)
-    plans = sys.modules["pyro_mvae.search.plans"]
-    monkeypatch.setattr(plans, "TAPERS", {"mobile": (1.0,), "conv": (1.0,)})
-    monkeypatch.setattr(plans, "MLP", ((1, 1.0),))
-    return asked
 
 
 def test_a_budget_says_what_is_over_it_and_how_near_one_can_come():
@@ -101,13 +79,12 @@ def test_plans_are_as_large_as_the_budget_allows():
                 "latency_us": num_macs(student) / 2000,
             }
             assert not budget.over(figures)
-        # the first shape, one step of the scale wider, is over the budget
+        # the first shape, a little wider, is over the budget
         shape = shapes(teacher)[0]
         widths, hidden = shape.widths, shape.hidden
         scale = next(s for s in SCALES if tuple(max(round(s * w / 4), 1) * 4 for w in widths) == plans[0].widths)
-        larger = Plan(
-            "mobile", tuple(math.ceil(1.3 * scale * w / 4) * 4 for w in widths), math.ceil(1.3 * scale * hidden / 4) * 4, 4, 8
-        )
+        wider = 1.16 * scale  # two steps of the scale: widths are rounded to 4
+        larger = Plan("mobile", tuple(math.ceil(wider * w / 4) * 4 for w in widths), math.ceil(wider * hidden / 4) * 4, 4, 8)
         student = larger.student(teacher)
         assert budget.over(
             {"kb": estimated_bytes(student) / 1000, "macs": num_macs(student), "latency_us": num_macs(student) / 2000}
@@ -153,23 +130,38 @@ def test_students_are_trained_on_the_bound_of_several_codes(data, tmp_path, chea
         miniaturize(teacher, data, **{**how, "importance_samples": 0})
 
 
-def test_the_fastest_precision_is_one_that_the_processor_computes_in(data, tmp_path, cheap, paced, monkeypatch):
-    module = sys.modules["pyro_mvae.search.miniaturize"]
-    monkeypatch.setattr(module, "computed", lambda device: ("float32",))
-    found = miniaturize(MODELS["VAE"]((1, 16, 16)).eval(), **quick(data, tmp_path / "small", precision="fastest"))
-    assert found.table["chosen"].sum() == 1
+@pytest.fixture
+def told(monkeypatch):
+    """The precision that each stage was trained in, rounding apart; none computes in any but float32 here."""
+    rounds, told = sys.modules["pyro_mvae.search.rounds"], []
 
-
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16 arithmetic")
-def test_students_are_trained_in_a_precision_until_they_are_rounded(data, tmp_path, cheap, paced, monkeypatch):
-    rounds = sys.modules["pyro_mvae.search.rounds"]
-    stage, told = rounds.fit_stage, []
-
-    def watched(model, data, path, **how):
-        told.append(("rounding" in path.name, how.get("precision", "float32")))
+    def fit_stage(model, data, path, **how):
+        told.append(("rounding" in path.name, how.pop("precision", "float32")))
         return stage(model, data, path, **how)
 
-    monkeypatch.setattr(rounds, "fit_stage", watched)
+    stage = rounds.fit_stage
+    monkeypatch.setattr(rounds, "fit_stage", fit_stage)
+    return told
+
+
+@pytest.mark.parametrize("known", [("float32",), ("float32", "bfloat16")])
+def test_students_are_trained_in_the_fastest_precision_that_the_processor_computes_in(
+    known, data, tmp_path, cheap, paced, told, monkeypatch
+):
+    def seconds(plan, *_, precision, **__):
+        return SECONDS[plan.net] / (8 if (plan.net, precision) == ("mobile", "bfloat16") else 4)
+
+    monkeypatch.setattr(pace, "seconds_an_epoch", seconds)
+    for name in ("miniaturize", "rounds"):
+        monkeypatch.setattr(sys.modules[f"pyro_mvae.search.{name}"], "computed", lambda device: known)
+    miniaturize(MODELS["VAE"]((1, 16, 16)).eval(), **quick(data, tmp_path / "small", precision="fastest"))
+    assert set(told) == {(True, "float32"), *((False, precision) for precision in known)}
+
+
+def test_students_are_trained_in_a_precision_until_they_are_rounded(data, tmp_path, cheap, paced, told, monkeypatch):
+    module = sys.modules["pyro_mvae.search.miniaturize"]
+    monkeypatch.setattr(module, "require", lambda precision, device: None)
+    monkeypatch.setattr(sys.modules["pyro_mvae.search.rounds"], "computed", lambda device: ("float32", "bfloat16"))
     miniaturize(MODELS["VAE"]((1, 16, 16)).eval(), **quick(data, tmp_path / "small", precision="bfloat16"))
     assert set(told) == {(False, "bfloat16"), (True, "float32")}
     with pytest.raises(ValueError, match="holds a search with precision=bfloat16, not float32"):
@@ -225,8 +217,7 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     assert best["held_out"] == table["held_out"].min()
     assert best["name"] == found.name
     assert table["distilled"].equals(table["net"] == "conv")
-    shares = json.loads((tmp_path / "small/schedule.json").read_text())
-    assert shares[0][1] == len(table)
+    shares = rounds(len(table), 0.07 * 60)
 
     def rounds_of(row):
         """In how many rounds a student was."""
@@ -260,76 +251,6 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     teacher.decoder.apply(lambda layer: torch.nn.init.zeros_(layer.bias) if getattr(layer, "bias", None) is not None else None)
     with pytest.raises(ValueError, match="holds a search with teacher="):
         miniaturize(teacher, data, **arguments)
-
-
-def quick(data, out, **more):
-    """What a search of half a second is given."""
-    return {"data": data, "budget": Budget(kb=45), "minutes": 0.01, "nll_samples": 2, "latent_dims": (4,), "out": out, **more}
-
-
-@pytest.fixture
-def paced(monkeypatch):
-    """Epochs that take as long as is said, so that every run has the same students, and few of them."""
-    monkeypatch.setattr(pace, "seconds_an_epoch", lambda plan, *_, **__: SECONDS[plan.net] / 4)
-    plans = sys.modules["pyro_mvae.search.plans"]
-    for name, few in {"SHARES": (1.0,), "CONV_DEPTHS": (2,), "CONV_HIDDEN": ((1, 1.0),)}.items():
-        monkeypatch.setattr(plans, name, few)
-
-
-def test_what_was_interrupted_in_a_round_goes_on_there(data, tmp_path, cheap, paced, monkeypatch):
-    rounds = sys.modules["pyro_mvae.search.rounds"]
-    teacher, trained, done = MODELS["VAE"]((1, 16, 16)).eval(), rounds.trained, []
-
-    def interrupted(plan, rung, *more):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append((plan.name, rung))
-        return trained(plan, rung, *more)
-
-    whole = miniaturize(teacher, **quick(data, tmp_path / "whole"))
-    monkeypatch.setattr(rounds, "trained", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        miniaturize(teacher, **quick(data, tmp_path / "cut"))
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut/candidates").glob("*-0.json")}
-    assert len(kept) == 2
-    monkeypatch.setattr(rounds, "trained", trained)
-    found = miniaturize(teacher, **quick(data, tmp_path / "cut"))
-    assert kept == {path: path.stat().st_mtime_ns for path in kept}
-    assert found.name == whole.name
-    pd.testing.assert_frame_equal(found.table, whole.table)
-
-
-def test_a_student_that_comes_to_no_numbers_is_left_out(data, tmp_path, cheap, paced, monkeypatch, caplog):
-    rounds = sys.modules["pyro_mvae.search.rounds"]
-    teacher, trained = MODELS["VAE"]((1, 16, 16)).eval(), rounds.trained
-
-    def diverging(kinds):
-        def attempt(plan, *more):
-            if plan.net in kinds:
-                raise FloatingPointError("the loss is nan")
-            return trained(plan, *more)
-
-        return attempt
-
-    monkeypatch.setattr(rounds, "trained", diverging({"mobile"}))
-    found = miniaturize(teacher, **quick(data, tmp_path / "some"))
-    assert "mobile" not in set(found.table["net"])
-    assert re.search("student mobile-.*: the loss is nan", caplog.text)
-    monkeypatch.setattr(rounds, "trained", diverging(set(SECONDS)))
-    with pytest.raises(FloatingPointError, match=r"no student could be trained: mobile-.*: the loss is nan; conv-"):
-        miniaturize(teacher, **quick(data, tmp_path / "none"))
-
-
-def test_two_processes_find_what_one_does(data, tmp_path, cheap, paced):
-    teacher = MODELS["VAE"]((1, 16, 16)).eval()
-    found = miniaturize(teacher, **quick(data, tmp_path / "two", processes=2))
-    assert found.table["rounds"].max() == 4
-    last = found.table[found.table["rounds"] == 4].iloc[0]
-    assert (0 < last["rounding_left"] < 1.1, last["rounding_weight"] > 0) == (True, True)
-    again = miniaturize(teacher, **quick(data, tmp_path / "two"))
-    assert again.name == found.name
-    with pytest.raises(ValueError, match="processes is 0, expected a whole number, 1 or more"):
-        miniaturize(teacher, **quick(data, tmp_path / "zero", processes=0))
 
 
 class Proportional(LatencyTable):

@@ -3,14 +3,13 @@
 import itertools
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
 from pyro_mvae import VAE, Data, Split
 from pyro_mvae.search import pace as module
-from pyro_mvae.search.pace import Pace, batch_size, pace_within, paces
+from pyro_mvae.search.pace import Pace, batch_size, pace_of
 from pyro_mvae.search.plans import Plan
 from tests.catalog import SIZES
 
@@ -29,78 +28,64 @@ def measured(monkeypatch):
     def seconds(plan, teacher, data, *, penalties, precision, threads, compile="eager"):
         asked.append((plan, bool(penalties), compile))
         faster = {"float32": 1.0, "bfloat16": {SLOW: 0.5, FAST: 2.0}[plan]}[precision]
-        faster *= (2 if compile == "inductor" else 1) * (1.5 if threads == 2 else 1)
+        faster *= (2 if compile == "inductor" else 1) * threads
         return ({SLOW: 10.0, FAST: 1.0}[plan] + 3.0 * len(penalties)) / faster
 
     monkeypatch.setattr(module, "seconds_an_epoch", seconds)
     return asked
 
 
-def test_students_are_taught_where_it_is_cheap(measured, tmp_path):
-    teachers, data = {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8)
-    expected = {SLOW: Pace(13.0, distilled=True), FAST: Pace(1.0, distilled=False)}
-    assert paces([SLOW, FAST], teachers, data, tmp_path, distill=1.0) == expected
-    assert sorted(measured, key=str) == sorted(
-        [(SLOW, False, "eager"), (SLOW, True, "eager"), (FAST, False, "eager")], key=str
-    ), "each once"
-    assert json.loads((tmp_path / "paces.json").read_text()) == {
-        f"{SLOW.name}, float32, 1 threads, eager": 10.0,
-        "lesson, float32, 1 threads, eager": 3.0,
-        f"{FAST.name}, float32, 1 threads, eager": 1.0,
-    }
-    measured.clear()
-    assert paces([FAST, SLOW], teachers, data, tmp_path, distill=1.0) == expected
-    assert not measured
+@pytest.fixture
+def pace(measured, tmp_path):
+    """The pace of a plan, of one teacher's students, on one thread."""
+    how = {"teacher": VAE((1, 16, 16), 4, **SIZES), "data": grey(8), "out": tmp_path}
+    return lambda plan, distill=1.0, **more: pace_of(plan, **how, distill=distill, **more)
 
 
-def test_nobody_is_taught_against_his_will(measured, tmp_path):
-    found = paces([SLOW, FAST], {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8), tmp_path, distill=0.0)
-    assert found == {SLOW: Pace(10.0, distilled=False), FAST: Pace(1.0, distilled=False)}
+def test_students_are_taught_where_it_is_cheap(pace, measured, tmp_path):
+    for _ in range(2):
+        assert [pace(SLOW), pace(FAST)] == [Pace(13.0, distilled=True), Pace(1.0, distilled=False)]
+    assert measured == [(SLOW, False, "eager"), (SLOW, True, "eager"), (FAST, False, "eager")], "each once, the lesson too"
+    assert sorted(json.loads((tmp_path / "paces.json").read_text()).values()) == [1.0, 3.0, 10.0]
+    assert [pace(FAST), pace(SLOW)] == [Pace(1.0, distilled=False), Pace(13.0, distilled=True)]
+
+
+def test_nobody_is_taught_against_his_will(pace, measured):
+    assert [pace(SLOW, 0.0), pace(FAST, 0.0)] == [Pace(10.0, distilled=False), Pace(1.0, distilled=False)]
     assert (SLOW, True, "eager") not in measured
 
 
-def test_epochs_on_the_bound_of_several_codes_are_longer(measured, tmp_path):
-    teachers, data = {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8)
-    found = paces([FAST], teachers, data, tmp_path, distill=0.0, importance_samples=5)[FAST]
+def test_epochs_on_the_bound_of_several_codes_are_longer(pace):
+    found = pace(FAST, 0.0, importance_samples=5)
     assert found == Pace(4.0, distilled=False), "a second, and the codes' 3, and not those of a lesson that it does not get"
-    found = paces([SLOW], teachers, data, tmp_path, distill=1.0, importance_samples=5)[SLOW]
-    assert found == Pace(16.0, distilled=True)
+    assert pace(SLOW, importance_samples=5, threads=2) == Pace(8.0, distilled=True)
 
 
-def test_students_are_trained_in_the_precision_that_they_are_faster_in(measured, tmp_path):
-    teachers, data = {4: VAE((1, 16, 16), 4, **SIZES)}, grey(8)
-    how = {"distill": 1.0, "precisions": ("float32", "bfloat16")}
-    expected = {SLOW: Pace(13.0, distilled=True), FAST: Pace(0.5, distilled=False, precision="bfloat16")}
-    assert paces([SLOW, FAST], teachers, data, tmp_path, **how) == expected
-    alone = {**how, "precisions": ("bfloat16",)}
-    found = paces([SLOW, FAST], teachers, data, tmp_path, **alone)
-    assert found[SLOW] == Pace(20.0 + 6.0, distilled=True, precision="bfloat16"), "as it is told"
-    found = pace_within(4000.0, FAST, teachers[4], data, tmp_path, pace=expected[FAST], distill=1.0)
-    assert found == Pace(0.25, distilled=False, precision="bfloat16", compile="inductor")
+def test_students_are_trained_in_the_precision_that_they_are_faster_in(pace):
+    both = {"precisions": ("float32", "bfloat16")}
+    assert pace(SLOW, **both) == Pace(13.0, distilled=True)
+    assert pace(FAST, **both) == Pace(0.5, distilled=False, precision="bfloat16")
+    assert pace(FAST, **both, seconds=4000.0) == Pace(0.25, distilled=False, precision="bfloat16", compile="inductor")
+    assert pace(SLOW, precisions=("bfloat16",)) == Pace(21.5, distilled=True, precision="bfloat16"), "as it is told"
 
 
-def test_a_long_round_has_as_many_epochs_as_there_is_time_for_compiled(measured, tmp_path):
-    teacher, data = VAE((1, 16, 16), 4, **SIZES), grey(8)
-    given = Pace(1.0, distilled=False)
-    how = {"plan": FAST, "teacher": teacher, "data": data, "out": tmp_path, "pace": given, "distill": 1.0}
-    assert pace_within(40.0, **how) == given
-    assert not measured
-    for _ in range(2):
-        assert pace_within(4000.0, **how) == Pace(0.5, distilled=False, compile="inductor")
-    assert measured == [(FAST, False, "inductor")], "once"
-    assert pace_within(4000.0, **{**how, "pace": replace(given, seconds=0.4)}) == Pace(0.4, distilled=False, compile="eager")
-
-
-def test_a_round_of_few_students_has_as_many_epochs_as_there_is_time_for_on_all_threads(measured, tmp_path):
-    teacher, data = VAE((1, 16, 16), 4, **SIZES), grey(8)
-    given = paces([SLOW], {4: teacher}, data, tmp_path, distill=1.0)[SLOW]
-    how = {"plan": SLOW, "teacher": teacher, "data": data, "out": tmp_path, "pace": given, "distill": 1.0}
-    assert given == Pace(13.0, distilled=True)
-    assert pace_within(40.0, **how, threads=1) == given
-    assert pace_within(40.0, **how, threads=2) == Pace(13.0 / 1.5, distilled=True, threads=2)
-    assert pace_within(4000.0, **how, threads=2) == Pace(13.0 / 3, distilled=True, compile="inductor", threads=2)
+def test_a_long_round_has_as_many_epochs_as_there_is_time_for_compiled(pace, measured, monkeypatch):
+    assert pace(FAST, 0.0, seconds=40.0) == Pace(1.0, distilled=False)
     measured.clear()
-    assert pace_within(4000.0, **how, threads=1) == Pace(6.5, distilled=True, compile="inductor"), "not what two threads take"
+    for _ in range(2):
+        assert pace(FAST, 0.0, seconds=4000.0) == Pace(0.5, distilled=False, compile="inductor")
+    assert measured == [(FAST, False, "inductor")], "once"
+    monkeypatch.setattr(module, "seconds_an_epoch", lambda *_, compile, **__: {"eager": 1.0, "inductor": math.inf}[compile])
+    assert pace(SLOW, 0.0, seconds=4000.0, threads=3) == Pace(1.0, distilled=False, compile="eager")
+
+
+def test_a_student_alone_has_as_many_epochs_as_there_is_time_for_on_all_threads(pace, measured):
+    for threads in (1, 2):
+        assert pace(SLOW, threads=threads) == Pace(13.0 / threads, distilled=True)
+        assert pace(SLOW, threads=threads, seconds=4000.0) == Pace(6.5 / threads, distilled=True, compile="inductor")
+    measured.clear()
+    assert pace(SLOW, 0.0, threads=2, seconds=4000.0) == Pace(2.5, distilled=False, compile="inductor")
+    assert measured == [(SLOW, False, "inductor")], "not what it takes with a teacher"
 
 
 def test_an_epoch_that_can_not_be_compiled_takes_for_ever_and_one_that_can_not_be_run_is_an_error(monkeypatch):
