@@ -7,6 +7,7 @@ import pytest
 from pyro_mvae.data import Data, Split
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.search import Cost, pace
+from pyro_mvae.search.plans import Shape
 from pyro_mvae.search.student import estimated_bytes
 from tests.search.quick import SECONDS
 
@@ -39,3 +40,10 @@ def paced(monkeypatch):
     plans = sys.modules["pyro_mvae.search.plans"]
     for name, few in {"SHARES": (1.0,), "CONV_DEPTHS": (2,), "CONV_HIDDEN": ((1, 1.0),)}.items():
         monkeypatch.setattr(plans, name, few)
+
+
+@pytest.fixture
+def dense(monkeypatch):
+    """Students of fully connected nets alone, the quickest to begin with."""
+    plans = sys.modules["pyro_mvae.search.plans"]
+    monkeypatch.setattr(plans, "shapes", lambda teacher: [Shape("mlp", (16,) * layers, 16) for layers in range(4)])

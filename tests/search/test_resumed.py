@@ -59,7 +59,7 @@ def test_a_student_that_comes_to_no_numbers_is_left_out(data, tmp_path, cheap, p
         miniaturize(teacher, **quick(data, tmp_path / "none"))
 
 
-def test_two_processes_find_what_one_does(data, tmp_path, cheap, paced):
+def test_two_processes_find_what_one_does(data, tmp_path, cheap, dense, paced):
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     for processes, minutes in {1: 0.02, 2: 0.01}.items():  # two at a time take half as long
         found = miniaturize(teacher, **quick(data, tmp_path / f"{processes}", processes=processes, minutes=minutes)).table
@@ -73,7 +73,7 @@ def test_two_processes_find_what_one_does(data, tmp_path, cheap, paced):
         miniaturize(teacher, **quick(data, tmp_path / "zero", processes=0))
 
 
-def test_what_was_interrupted_goes_on_at_any_pace(data, tmp_path, cheap, paced, monkeypatch):
+def test_what_was_interrupted_goes_on_at_any_pace(data, tmp_path, cheap, dense, paced, monkeypatch):
     inside = sys.modules["pyro_mvae.search.rounds"]
     teacher, stage, fitted = MODELS["VAE"]((1, 16, 16)).eval(), inside.fit_stage, []
 
@@ -102,7 +102,7 @@ def test_what_was_interrupted_goes_on_at_any_pace(data, tmp_path, cheap, paced, 
     assert json.loads(cut.read_text()) == json.loads(uncut.read_text())
 
 
-def test_a_student_that_was_lost_and_found_again_is_measured_as_it_is(data, tmp_path, cheap, paced, monkeypatch):
+def test_a_student_that_was_lost_and_found_again_is_measured_as_it_is(data, tmp_path, cheap, dense, paced, monkeypatch):
     inside = sys.modules["pyro_mvae.search.rounds"]
     teacher, trained = MODELS["VAE"]((1, 16, 16)).eval(), inside.trained
 
