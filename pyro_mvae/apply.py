@@ -98,7 +98,7 @@ def apply(
         how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "resume": resume}
         apart = path.with_suffix(".applied.safetensors")  # what has the name already stays until there is something better
         note = apart.with_suffix(".json")
-        begin(note, begun, resume=resume)
+        check_begun(note, begun, resume=resume)
         model, _ = fit_stage(model, images, apart, description="Training", progress=progress, **how)
         apart.replace(path)
         note.unlink()
@@ -107,8 +107,8 @@ def apply(
     return before, standing(model)
 
 
-def begin(note: Path, wanted: dict[str, Any], *, resume: bool) -> None:
-    """Note what is trained, beside its state; a ValueError where a run of something else is to be gone on with."""
+def check_begun(note: Path, wanted: dict[str, Any], *, resume: bool) -> None:
+    """Raise a ValueError where a run of something else is to be gone on with; note what is trained, beside its state."""
     if resume and note.is_file():
         held = json.loads(note.read_text(encoding="utf-8"))
         for name, value in wanted.items():

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from pyro_mvae.likelihoods import USUAL_PRECISION
 from pyro_mvae.nets.channels import keep_inputs
 from pyro_mvae.nets.conv import Doubling
-from pyro_mvae.nets.quantized import QuantizedConv
+from pyro_mvae.nets.rounding import QuantizedConv
 
 PRECISE = ("gaussian", "logistic")
 RELUCTANCE = 0.05

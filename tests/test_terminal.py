@@ -1,4 +1,4 @@
-"""Tables in windows of any width, and in what is none."""
+"""Tables in windows of any width, and in what is none; what is said where there is no window."""
 
 import logging
 

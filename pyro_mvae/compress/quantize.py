@@ -12,7 +12,8 @@ from pyro_mvae.data.batches import scaled
 from pyro_mvae.data.images import spread
 from pyro_mvae.models import VAE
 from pyro_mvae.nets.palette import how_palettized
-from pyro_mvae.nets.quantized import ActivationQuantizer, learn_ranges, quantized_pair, roundings
+from pyro_mvae.nets.quantized import learn_ranges, quantized_pair, roundings
+from pyro_mvae.nets.rounding import ActivationQuantizer
 from pyro_mvae.numbers import count
 
 RANGES = ("moving", "learned")

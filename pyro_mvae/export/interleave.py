@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pyro_mvae.nets.fold import LayerTracer
-from pyro_mvae.nets.quantized import IntegerActivation, IntegerConv
+from pyro_mvae.nets.rounding import IntegerActivation, IntegerConv
 
 FEW = 8
 """Outputs that XNNPACK computes at a time."""

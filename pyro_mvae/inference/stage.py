@@ -47,6 +47,7 @@ def fit_stage(
     beginning = path.with_suffix(".started.safetensors")
     if not resume:
         beginning.unlink(missing_ok=True)
+        files.discard(state)
     seconds = started(model, data, beginning, settings) if initialize else 0.0
     history = fit(model, data, checkpoint=state, resume=resume, **settings)
     history.attrs["initialize_seconds"] = seconds

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.nets.fold import CONVOLUTIONS
-from pyro_mvae.nets.quantized import in_float16
+from pyro_mvae.nets.rounding import in_float16
 
 BLOCK, HIGHEST = 32, 7
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_mvae.nets.modes import evaluating
 from pyro_mvae.nets.palette import PalettizedConv
-from pyro_mvae.nets.quantized import QuantizedConv
+from pyro_mvae.nets.rounding import QuantizedConv
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, QuantizedConv, PalettizedConv)
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_mvae.nets.fold import CONVOLUTIONS, fold_batch_norm
-from pyro_mvae.nets.quantized import convolve, replaced
+from pyro_mvae.nets.quantized import replaced
+from pyro_mvae.nets.rounding import convolve
 
 BITS = (1, 2, 4, 6, 8)
 """Of an index, as Core ML has had them since iOS 16."""

@@ -47,15 +47,14 @@ def laid_out(
 def once_laid_out(out: Path, begun: Callable[[], dict[Plan, Cost]]) -> dict[Plan, Cost]:
     """The students that a search begins with, as it began: kept in `students.json`, for whoever goes on, on any machine."""
     path = out / "students.json"
-    if not path.is_file():
-        costs = begun()
-        if not costs:
-            return {}
-        write_text(path, json.dumps([{**asdict(plan), "cost": asdict(cost)} for plan, cost in costs.items()], indent=1) + "\n")
-        return costs
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    costs = [Cost(**each.pop("cost")) for each in kept]
-    return {Plan(**{**each, "widths": tuple(each["widths"])}): cost for each, cost in zip(kept, costs, strict=True)}
+    if path.is_file():
+        known = known_costs(out)
+        plans = [Plan(**{**each, "widths": tuple(each["widths"])}) for each in json.loads(path.read_text(encoding="utf-8"))]
+        return {plan: Cost(**known[plan.name]) for plan in plans}
+    costs = begun()
+    if costs:
+        write_text(path, json.dumps([asdict(plan) for plan in costs]) + "\n")
+    return costs
 
 
 def known_costs(out: Path) -> dict[str, dict[str, Any]]:

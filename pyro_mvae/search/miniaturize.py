@@ -251,19 +251,19 @@ def measured_on_test(frame: pd.DataFrame, search: Search, teacher: VAE, data: Da
     """The table with the NLL on test images of all students of the front, and what it is above the teacher's."""
     path = out / "nll.json"
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rounds_of = dict(zip(frame["name"], frame["rounds"], strict=True))
-    nll: dict[str, float] = {}
-    for name in ["teacher", *frame["name"][frame["front"]]]:
-        key = name if name == "teacher" else f"{name} after {rounds_of[name]} rounds"
+    first = frame[frame["front"]]
+    keys = {"teacher": "teacher"} | {
+        name: f"{name} after {n} rounds" for name, n in zip(first["name"], first["rounds"], strict=True)
+    }
+    for name, key in keys.items():
         if key not in known:
             model = teacher if name == "teacher" else load_model(out / "candidates" / f"{name}.safetensors")
             how: dict[str, Any] = {"binarization": data.binarization, "seed": search.seed, "progress": progress}
             what = {"num_samples": search.nll_samples, "description": f"NLL of {name}"}
             known[key] = negative_log_likelihood(model, data.test.images, **how, **what).nats
             write_text(path, json.dumps(known, indent=1) + "\n")
-        nll[name] = known[key]
-    frame["nll"] = frame["name"].map(nll)
-    frame["nll_loss"] = frame["nll"] - nll["teacher"]
+    frame["nll"] = frame["name"].map({name: known[key] for name, key in keys.items()})
+    frame["nll_loss"] = frame["nll"] - known["teacher"]
     return frame
 
 

@@ -14,13 +14,8 @@ from pyro_mvae import MVAE, VAE, fit, load_model, save_model
 from pyro_mvae.compress import Quantize
 from pyro_mvae.inference.asvi import negative_bound
 from pyro_mvae.nets.fold import CONVOLUTIONS
-from pyro_mvae.nets.quantized import (
-    ActivationQuantizer,
-    QuantizedConv,
-    as_floats,
-    as_integers,
-    round_biases,
-)
+from pyro_mvae.nets.quantized import as_floats, as_integers, round_biases
+from pyro_mvae.nets.rounding import ActivationQuantizer, QuantizedConv
 from tests.catalog import MODELS
 from tests.seen import having_seen
 

@@ -23,7 +23,7 @@ from pyro_mvae.export.executorch import load_executorch
 from pyro_mvae.export.verify import load_artifact
 from pyro_mvae.likelihoods import LIKELIHOODS
 from pyro_mvae.nets.palette import PalettizedConv
-from pyro_mvae.nets.quantized import QuantizedConv
+from pyro_mvae.nets.rounding import QuantizedConv
 from tests.catalog import EXPORTERS, MODELS
 from tests.seen import having_seen
 

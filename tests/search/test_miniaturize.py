@@ -20,6 +20,7 @@ from pyro_mvae.data import Split
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.inference.checkpoint import read
+from pyro_mvae.inference.precision import computed
 from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.nets.quantized import is_quantized
 from pyro_mvae.search import Budget, BudgetError, cost_of, miniaturize, pace
@@ -132,14 +133,15 @@ def test_students_are_trained_on_the_bound_of_several_codes(data, tmp_path, chea
 
 @pytest.fixture
 def told(monkeypatch):
-    """The precision that each stage was trained in, rounding apart; none computes in any but float32 here."""
+    """The precision that each stage was to be trained in, rounding apart; it is, where this processor computes in it."""
     rounds, told = sys.modules["pyro_mvae.search.rounds"], []
 
     def fit_stage(model, data, path, **how):
-        told.append(("rounding" in path.name, how.pop("precision", "float32")))
-        return stage(model, data, path, **how)
+        precision = how.pop("precision", "float32")
+        told.append(("rounding" in path.name, precision))
+        return stage(model, data, path, precision=precision if precision in here else "float32", **how)
 
-    stage = rounds.fit_stage
+    stage, here = rounds.fit_stage, computed(torch.device("cpu"))
     monkeypatch.setattr(rounds, "fit_stage", fit_stage)
     return told
 
