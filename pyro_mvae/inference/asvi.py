@@ -107,9 +107,9 @@ def fit(
         precision: "float32", or "bfloat16" for mixed precision: the nets compute in bfloat16, all else in float32.
         test: images that the bound is measured on after each epoch; when None, those of a `Data` where a controller or `keep`
             asks for them.
-        compile: how the graph is run: "eager" or "inductor", see `compile_gradients`; "auto" measures both where the run is long
-            enough to win back the time that compiling takes, and keeps to "eager" otherwise. A run that is resumed goes on as it
-            began, unless told otherwise.
+        compile: how a step is run: "pyro", "eager" or "inductor", see `compile_gradients`; "auto" measures both graphs where the
+            run is long enough to win back the time that compiling takes, keeps to "eager" otherwise, and to "pyro" in a run that
+            is over before a graph is ready. A run that is resumed goes on as it began, unless told otherwise.
         layout: the memory format of convolutions, "channels_last" or "contiguous"; "auto" measures both where it is worth it.
         callbacks: called with the model and the row of the history after each epoch; see `write_csv` and `write_tensorboard`.
         checkpoint: where the state is kept; the state before it is kept beside it, as `NAME.previous.safetensors`.
@@ -145,7 +145,7 @@ def fit(
         raise ValueError("resume=True needs to know from where: give checkpoint=")
     if checkpoint is not None:
         files.claim(Path(checkpoint))
-    check_choice("compile", compile, ("auto", *BACKENDS))
+    check_choice("compile", compile, ("auto", "pyro", *BACKENDS))
     check_choice("layout", layout, ("auto", *LAYOUTS))
     check_choice("keep", keep, KEPT)
     if ema is not None and not 0 < number(ema, "ema") < 1:

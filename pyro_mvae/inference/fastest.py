@@ -17,6 +17,8 @@ from pyro_mvae.inference.objective import Objective
 from pyro_mvae.inference.tracing import reason
 from pyro_mvae.inference.undone import restored
 
+WORTH_TRACING = 100
+"""Steps below which a run is over in Pyro before it is traced: tracing takes seconds, Pyro's messages milliseconds a step."""
 WORTH_COMPILING = 150.0
 """How many times as long as tracing took a run has to be for compiling to be tried: both take longer the more is computed."""
 WORTH_MEASURING = 20.0
@@ -30,16 +32,19 @@ def fastest(
 ) -> tuple[dict[str, str], Graph | None]:
     """The backend and the memory format that take a run to its end soonest, compiling included; and the graph, if one was traced.
 
-    Measured on a batch, without training on it. What is not "auto" is kept. In a run of seconds nothing is measured, and
-    compiling is not tried where the whole run, at the pace of "eager", ends before it could pay off.
+    Measured on a batch, without training on it. What is not "auto" is kept. In a run of seconds nothing is measured, in one of
+    a few steps nothing is traced, and compiling is not tried where the whole run, at the pace of "eager", ends before it could
+    pay off.
 
     Example:
         >>> from pyro_mvae.models import VAE
         >>> fastest(Objective(VAE((1, 8, 8), 4)), torch.rand(2, 1, 8, 8), num_steps=10)[0]
-        {'backend': 'eager', 'layout': 'channels_last'}
+        {'backend': 'pyro', 'layout': 'channels_last'}
     """
     convolutional = any(isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) for layer in objective.modules())
     layouts = [layout] if layout != "auto" else list(LAYOUTS) if convolutional else ["contiguous"]
+    if backend == "auto" and num_steps < WORTH_TRACING:
+        return {"backend": "pyro", "layout": layouts[0]}, None
     if backend != "auto" and len(layouts) == 1:
         return {"backend": backend, "layout": layouts[0]}, None
     first = "eager" if backend == "auto" else backend

@@ -137,6 +137,7 @@ def stand_ins(state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[di
     size or the next that no other dimension has, because a tracer takes equal sizes for one and the same.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    mode.cache_enabled = False  # with a symbol in a shape, looking it up takes longer than computing it
     length = batch_size(inputs)
     taken = {size for value in state.values() for size in value.shape}
     taken |= {size for value in inputs for size in value.shape[has_batch(value, length) :]}
@@ -149,12 +150,13 @@ def stand_ins(state: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> tuple[di
         free = StatelessSymbolicContext([DimDynamic.DYNAMIC] + [DimDynamic.STATIC] * (batch.ndim - 1))
         return mode.from_tensor(batch, symbolic_context=free)
 
-    def without_grad(value: Tensor) -> Tensor:
-        """A parameter without the gradient that an earlier run left in it, which may be one that can't be copied."""
-        return value.detach().requires_grad_(value.requires_grad)
-
-    fake: dict[str, Tensor] = {name: mode.from_tensor(without_grad(value), static_shapes=True) for name, value in state.items()}
+    fake: dict[str, Tensor] = {name: mode.from_tensor(as_leaf(value), static_shapes=True) for name, value in state.items()}
     return fake, [stand_in(value) for value in inputs]
+
+
+def as_leaf(value: Tensor) -> Tensor:
+    """The same numbers as a tensor that is no parameter: nobody registers it, and no gradient of an earlier run hangs on it."""
+    return value.detach().requires_grad_(value.requires_grad)
 
 
 def assumptions(stand_in: Tensor) -> list[Callable[[int], bool]]:

@@ -55,18 +55,18 @@ def pictures(n: int = 60) -> Tensor:
     return torch.randint(0, 256, (n, *SHAPE), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
-def train(folder: Path, seconds: float | None) -> None:
-    """Go on with a run and leave its model in `folder`; be killed some seconds after its first step."""
+def train(folder: Path, last: int | None, seconds: float = 0.0) -> None:
+    """Go on with a run and leave its model in `folder`; or be killed some seconds after its `last` step began."""
     torch.set_num_threads(1)
 
     def progress(steps, description, total):
         for number, x in enumerate(steps):
-            if number == 1 and seconds is not None:
+            if number == last:
                 threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
             yield x
 
     model, state = make(), folder / "state.safetensors"
-    how = {"epochs": 150, "batch_size": 8, "optimizer": torch.optim.Adam, "ema": 0.9}
+    how = {"epochs": 150, "batch_size": 8, "optimizer": torch.optim.Adam, "ema": 0.9, "compile": "pyro"}
     fit(model, pictures(), **how, checkpoint=state, checkpoint_seconds=0.0, resume=True, progress=progress)
     save_model(folder / "model.safetensors", model)
 
