@@ -27,7 +27,7 @@ from pyro_mvae.train import train as run
 @click.option("--clip", type=float, help="Largest norm of the gradient.")
 @click.option("--ema", type=float, help="Decay of a moving average of the weights, such as 0.999.")
 @click.option("--precision", default="float32", show_default=True, help="float32, or bfloat16 for mixed precision.")
-@click.option("--compile", default="auto", show_default=True, help="eager, inductor, or auto, which measures in long runs.")
+@click.option("--compile", default="auto", show_default=True, help="pyro, eager, inductor, or auto, by how long a run is.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--history", type=click.Path(dir_okay=False), help="A CSV file to write each epoch's row to.")
 @click.option("--tensorboard", type=click.Path(file_okay=False), help="A folder to write the history to, for TensorBoard.")
