@@ -82,8 +82,9 @@ def fit(
     """Fit a Pyro pair by stochastic gradients of the ELBO through its amortised guide: minimise (14), jointly in θ and φ.
 
     θ, the parameters of the likelihood side, are updated by `optimizer` with rate `lr`, φ, those of the guide (the modules named
-    `encoder…`), by `guide_optimizer` with `guide_lr` (29). The pair is traced into one graph, so that a step costs what
-    hand-written PyTorch costs; the mathematics is Pyro's own. It is trained on the device that its parameters are on.
+    `encoder…`), by `guide_optimizer` with `guide_lr` (29). In all but the shortest runs the pair is traced into one graph,
+    so that a step costs what hand-written PyTorch costs; the mathematics is Pyro's own. It is trained on the device that its
+    parameters are on.
 
     Training is reproducible for a seed, `compile` and `layout` on a machine, and leaves the global random state as it was; "auto"
     chooses by time, so that two runs of minutes may differ in rounding, but a run and its resumption do not. A loss that is no

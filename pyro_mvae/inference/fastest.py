@@ -76,7 +76,7 @@ def fastest(
 
 
 def timed(objective: Objective, x: Tensor, *, backend: str, layout: str) -> tuple[float, float, Graph]:
-    """Seconds a step, seconds until there was a first one, traced and compiled, and the graph."""
+    """Seconds a step, seconds until there was a first one, traced and compiled where it is, and the graph."""
     laid_out(objective.vae, layout)
     x = in_layout(x, layout)
     started = time.perf_counter()
