@@ -9,6 +9,7 @@ search in a folder there.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,8 @@ class Case:
     """A data set, its teacher, and how long things are trained on it.
 
     `fit` is of what is trained from scratch, `more` the epochs after a pass, `rounding` those with rounding, `minutes` of each
-    search, `sparse` the threshold and λ of (21), and `codes` how many are drawn in a search for multiply-adds.
+    search in all (one that had fewer goes on), `sparse` the threshold and λ of (21), and `codes` how many are drawn in a search
+    for multiply-adds.
     """
 
     option: str
@@ -179,6 +181,7 @@ def searched(subject: Subject, name: str) -> tuple[VAE, dict[str, Any]]:
     out = RUNS / f"compress-{name}-{subject.name}"
     found = miniaturize(teacher, subject.data, budget=budget, nll_samples=SAMPLES, out=out, **how)
     row = found.table[found.table["chosen"]].iloc[0]
+    how["minutes"] = json.loads((out / "minutes.json").read_text(encoding="utf-8"))
     about = {"budget": budget.given(), **how, "name": found.name, "epochs": int(row["epochs"])}
     return found.model, about
 

@@ -28,7 +28,7 @@ from pyro_mvae.train import data_for
 @click.option("--max-latency-us", type=float, help="µs to encode and decode an image, p50, one thread of this machine.")
 @click.option("--max-macs", type=float, help="Multiply-adds to encode and decode an image.")
 @click.option("--max-nll-loss", type=float, help="Nats per test image above the model's NLL.")
-@click.option("--minutes", default=10.0, show_default=True, help="Of training; measuring comes on top.")
+@click.option("--minutes", default=10.0, show_default=True, help="Of training, in all; measuring comes on top.")
 @click.option(
     "--weight-bits",
     multiple=True,
@@ -65,6 +65,8 @@ def miniaturize(
     **settings: Any,
 ) -> None:
     """Search the best int8 student of the model in CHECKPOINT within a budget; called again, it goes on where it stopped.
+
+    Called again with more --minutes it trains the best of them on.
 
     \b
     Example:

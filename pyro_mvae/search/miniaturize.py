@@ -32,7 +32,7 @@ from pyro_mvae.models import VAE
 from pyro_mvae.nets.kinds import KINDS
 from pyro_mvae.numbers import above, count, number
 from pyro_mvae.search.budget import UNITS, Budget, Cost
-from pyro_mvae.search.halving import affordable, halved, rounds
+from pyro_mvae.search.halving import affordable, granted, halved, rungs
 from pyro_mvae.search.layout import known_costs, laid_out, once_laid_out
 from pyro_mvae.search.pace import Pace, pace_of
 from pyro_mvae.search.pareto import front, write_pareto
@@ -42,7 +42,7 @@ from pyro_mvae.search.teachers import check_handed_over, check_latents, fitting_
 from pyro_mvae.side_by_side import threads_each
 
 HELD_OUT = 2000
-FORMAT = 8
+FORMAT = 9
 """Of what a folder keeps of its search."""
 FASTEST = "fastest"
 """A precision: that in which an epoch of a student takes least."""
@@ -56,11 +56,13 @@ class Miniature:
         model: the student chosen, quantised.
         table: every student, a row each, see `miniaturize`.
         name: the student's, in the table.
+        lost: of students that came to no numbers in a round, the reason by their name.
     """
 
     model: VAE
     table: pd.DataFrame
     name: str
+    lost: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,6 @@ class Search:
     """What a search is asked for; kept in `search.json`, so that it can be taken up again."""
 
     budget: Budget
-    minutes: float = 10.0
     weight_bits: tuple[int, ...] = (8,)
     latent_dims: tuple[int, ...] | None = None
     nll_samples: int = 25
@@ -78,7 +79,6 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        above(self.minutes, "minutes")
         count(self.nll_samples, "nll_samples")
         count(self.importance_samples, "importance_samples")
         count(self.seed, "seed", 0)
@@ -118,14 +118,15 @@ def miniaturize(
        left, with rounding as on the phone at last, the λ of (17) a multiplier that rises while the rounding error is more than
        half of what it was. Others are quantised after training. A student is distilled (19) unless its epoch takes more than
        twice as long then, as with a teacher many times its size: more epochs teach it more.
-    3. Those that go on are chosen by the NLL of a tenth of the training images, which no student sees: by as many samples as at
+    3. In minutes that the search is given again the best of each kind are trained on for a third, the best of them for the rest.
+    4. Those that go on are chosen by the NLL of a tenth of the training images, which no student sees: by as many samples as at
        last, a bound of few would pass over students whose encoders say little. The NLL on test images is measured of all that
        nothing cheaper beats; the least held-out one that is within the budget is taken. Without a bound on cost the smallest
        files within `nll_loss` are.
 
     Args:
         teacher: a fitted model; left as it is. Students are trained on the processor, wherever it is.
-        minutes: of training; measuring comes on top.
+        minutes: of training, in all; measuring comes on top. In a folder of a search that had fewer it goes on.
         weight_bits: what to try. A `.pte` holds a byte a weight whatever they are.
         latent_dims: sizes of the code to try; when None, as many as the teacher has active. A teacher of a smaller code is one
             with the rest pruned, trained on for an epoch.
@@ -141,14 +142,14 @@ def miniaturize(
             least, each has more threads.
         latency_table: of this machine; the one kept for it when None.
 
-    Returns: the student, and a table with a row for each one that was tried: name, widths, hidden, encoder, latent_dim and
-        weight_bits, see `Plan`; kb, macs and latency_us, measured, see `Cost`; rounds, in how many it was; epochs; distilled;
-        rounded ("in training" or "after"), and in training rounding_left, the share of the rounding error, and rounding_weight,
-        the λ of (17); held_out, its NLL on images it did not see, nats each, of int8; nll and nll_loss on
-        test images, where measured; within (the budget), front, chosen.
+    Returns: the student, its name, why others were lost, and a table with a row for each one that came to numbers: name, widths,
+        hidden, encoder, latent_dim and weight_bits, see `Plan`; kb, macs and latency_us, measured, see `Cost`; rounds, in how
+        many it was; epochs, after how many it was best; distilled; rounded ("in training" or "after"), and in training
+        rounding_left, the share of the rounding error, and rounding_weight, the λ of (17); held_out, its NLL on images it did not
+        see, nats each, of int8; nll and nll_loss on test images, where measured; within (the budget), front, chosen.
 
     Raises:
-        ValueError: for settings that can't be, or a folder of another search.
+        ValueError: for settings that can't be, or a folder of another search, or one that had more minutes.
         FloatingPointError: when no student can be trained; one that can't is left out.
         BudgetError: when no student is within the budget; it says how near one can come on each axis.
 
@@ -163,7 +164,8 @@ def miniaturize(
     """
     sizes = None if latent_dims is None else tuple(latent_dims)
     count(processes, "processes")
-    search = Search(budget, minutes, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, precision, seed)
+    above(minutes, "minutes")
+    search = Search(budget, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, precision, seed)
     if precision != FASTEST:
         require(precision, torch.device("cpu"))
     if any(parameter.device.type != "cpu" for parameter in teacher.parameters()):
@@ -172,9 +174,10 @@ def miniaturize(
     check_handed_over(teacher)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return searched(search, teacher, data, Path(folder), processes, latency_table, progress)
+            return searched(search, [minutes], teacher, data, Path(folder), processes, latency_table, progress)
     claim(Path(out) / "search.json", {**asdict(search), **digests(teacher, data), "format": FORMAT}, what="search")
-    return searched(search, teacher, data, Path(out), processes, latency_table, progress)
+    given = granted(Path(out), minutes)
+    return searched(search, given, teacher, data, Path(out), processes, latency_table, progress)
 
 
 def digests(teacher: VAE, data: Data) -> dict[str, str]:
@@ -184,7 +187,14 @@ def digests(teacher: VAE, data: Data) -> dict[str, str]:
 
 
 def searched(
-    search: Search, teacher: VAE, data: Data, out: Path, processes: int, table: LatencyTable | None, progress: Track
+    search: Search,
+    minutes: Sequence[float],
+    teacher: VAE,
+    data: Data,
+    out: Path,
+    processes: int,
+    table: LatencyTable | None,
+    progress: Track,
 ) -> Miniature:
     data, held = with_held_out(data, seed=search.seed)
     latents = search.latent_dims or (fitting_latents(teacher, data.train.images),)
@@ -199,7 +209,7 @@ def searched(
     def begun() -> dict[Plan, Cost]:
         plans = planned(search, teachers, table or LatencyTable(LatencyTable.usual_path()), progress)
         epoch = statistics.median(pace(plan, students=len(plans)).seconds for plan in plans[: len(KINDS)])
-        most = affordable(len(plans), search.minutes * 60, epoch=epoch, processes=processes)
+        most = affordable(len(plans), minutes[0] * 60, epoch=epoch, processes=processes)
         return laid_out(plans, teachers, search.budget, out, most=most, progress=progress)
 
     costs = once_laid_out(out, begun)
@@ -209,14 +219,16 @@ def searched(
         files = handed_over(teachers, data, held, Path(shared))
         lesson = Lesson(seed=search.seed, files=files, out=out, nll_samples=search.nll_samples, **how)
 
-        def job(plan: Plan, rung: int, seconds: float, students: int) -> Job:
-            return assigned(plan, rung, seconds, lesson, lambda: pace(plan, students=students, seconds=seconds))
+        halving = rungs(len(costs), minutes, processes=processes)
 
-        halving = rounds(len(costs), search.minutes * 60, processes=processes)
-        rows = halved(list(costs), halving, job, out, processes=processes, progress=progress)
+        def job(plan: Plan, rung: int, students: int) -> Job:
+            seconds, told = halving[rung].seconds, replace(lesson, rounded=halving[rung].rounded)
+            return assigned(plan, rung, seconds, told, lambda: pace(plan, students=students, seconds=seconds))
+
+        rows, lost = halved(list(costs), halving, job, out, processes=processes, progress=progress)
     frame = table_of({plan.name: cost for plan, cost in costs.items()}, rows)
     frame = measured_on_test(frame, search, teacher, data, out, progress)
-    return chosen(frame, search, out)
+    return chosen(frame, lost, search, out)
 
 
 def threads_of(students: int, processes: int) -> int:
@@ -253,7 +265,7 @@ def measured_on_test(frame: pd.DataFrame, search: Search, teacher: VAE, data: Da
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     first = frame[frame["front"]]
     keys = {"teacher": "teacher"} | {
-        name: f"{name} after {n} rounds" for name, n in zip(first["name"], first["rounds"], strict=True)
+        name: f"{name} after {n} epochs" for name, n in zip(first["name"], first["epochs"], strict=True)
     }
     for name, key in keys.items():
         if key not in known:
@@ -267,7 +279,7 @@ def measured_on_test(frame: pd.DataFrame, search: Search, teacher: VAE, data: Da
     return frame
 
 
-def chosen(frame: pd.DataFrame, search: Search, out: Path) -> Miniature:
+def chosen(frame: pd.DataFrame, lost: dict[str, str], search: Search, out: Path) -> Miniature:
     """Choose, write what was found, and read the student."""
     budget = search.budget
     points: list[dict[str, float]] = [dict(zip(UNITS, map(float, row), strict=True)) for row in frame[list(UNITS)].to_numpy()]
@@ -275,9 +287,9 @@ def chosen(frame: pd.DataFrame, search: Search, out: Path) -> Miniature:
     first = frame.sort_values(by=["within", "held_out" if budget.costs() else "kb"], ascending=[False, True]).iloc[0]
     best = first["name"] if first["within"] else None
     frame["chosen"] = frame["name"] == best
-    write_pareto(frame, search.budget, out)
+    write_pareto(frame, search.budget, out, lost=lost)
     if best is None:
         raise budget.unmet(points)
     model = load_model(out / "candidates" / f"{best}.safetensors")
     save_model(out / "student.safetensors", model)
-    return Miniature(model, frame, best)
+    return Miniature(model, frame, best, lost)

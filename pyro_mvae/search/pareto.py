@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +28,17 @@ def front(table: pd.DataFrame, columns: Sequence[str]) -> list[bool]:
     return [not bool(((values <= row).all(1) & (values < row).any(1)).any()) for row in values]
 
 
-def write_pareto(table: pd.DataFrame, budget: Budget, out: Path) -> None:
-    """Write `pareto.csv` and `pareto.html`: each student with its number, against each cost.
+def write_pareto(table: pd.DataFrame, budget: Budget, out: Path, *, lost: Mapping[str, str]) -> None:
+    """Write `pareto.csv` and `pareto.html`: each student with its number, against each cost, and why some were lost.
 
     Raises:
         OSError: when the folder can't be written.
     """
     write_text(out / "pareto.csv", table.to_csv(index=False))
-    write_text(out / "pareto.html", page(table, budget))
+    write_text(out / "pareto.html", page(table, budget, lost))
 
 
-def page(table: pd.DataFrame, budget: Budget) -> str:
+def page(table: pd.DataFrame, budget: Budget, lost: Mapping[str, str]) -> str:
     """A page that needs no other file."""
     pictures = "".join(
         html_picture(
@@ -53,12 +53,13 @@ def page(table: pd.DataFrame, budget: Budget) -> str:
         "held_out: NLL of training images that no student saw, nats; nll: on test images, of the front alone."
     )
     header, rows = as_text(table)
+    facts = [("budget", asked), *((f"lost: {name}", reason) for name, reason in lost.items())]
     return PAGE.format(
         title="pyro-mvae: students within a budget",
         tables=html_table(header, rows),
         note=note,
         pictures=pictures,
-        facts=f"<dt>budget</dt><dd>{html.escape(asked)}</dd>",
+        facts="".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(fact)}</dd>" for name, fact in facts),
     )
 
 

@@ -27,8 +27,6 @@ from pyro_mvae.search.pace import Pace, batch_size, lessons
 from pyro_mvae.search.plans import Plan
 from pyro_mvae.side_by_side import each_by_itself
 
-RUNGS = (0.2, 0.2, 0.2, 0.4)
-"""Shares of the time: for all students, a half of them, three, of each kind of nets the best, and one, with rounding at last."""
 DATA = "data.safetensors"
 LR = 4e-3
 MOST_ROUNDING = 25
@@ -48,6 +46,7 @@ class Lesson:
         seed: of weights and noise.
         files: the folder of what `handed_over` wrote.
         out: the folder of the search.
+        rounded: whether the round ends with training with the rounding of the phone.
         precision: of `fit`; what is trained with its rounding is trained in float32.
         compile: of `fit`.
     """
@@ -58,6 +57,7 @@ class Lesson:
     out: Path
     nll_samples: int
     importance_samples: int = 1
+    rounded: bool = False
     precision: str = "float32"
     compile: str = "auto"
 
@@ -100,6 +100,11 @@ def row_of(plan: Plan, rung: int, out: Path) -> Row | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def rounds_before(plan: Plan, rung: int, out: Path) -> dict[int, Row]:
+    """What came of a student in the rounds before one of a number, by theirs, of those that it was in."""
+    return {i: row for i in range(rung) if (row := row_of(plan, i, out)) is not None}
+
+
 def kept_at(out: Path, plan: Plan, rung: int, kind: str) -> Path:
     """A file of a student's round, in the folder of a search."""
     return out / "candidates" / f"{plan.name}-{rung}.{kind}"
@@ -123,7 +128,7 @@ def attempts(jobs: Sequence[Job], *, processes: int) -> Iterator[Row]:
 
 
 def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
-    """One round of one student: trained on from the round before, quantised, kept, and its row."""
+    """One round of one student: trained on from the one that it was in before, quantised, its row; the best of them is kept."""
 
     def kept(kind: str) -> Path:
         return kept_at(lesson.out, plan, rung, kind)
@@ -131,15 +136,12 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
     tensors, about = read(lesson.files / DATA)
     data = Data("search", Split(tensors["images"]), Split(tensors["held"]), binarization=about["binarization"])
     teacher = load_model(lesson.files / f"teacher-{plan.latent_dim}.safetensors")
-    before = row_of(plan, rung - 1, lesson.out)
-    assert (before is None) == (rung == 0), "a round comes after the one before"
+    done = rounds_before(plan, rung, lesson.out)
+    earlier = {"rounds": 0, "epochs": 0} if not done else done[max(done)]
     model = (
-        load_model(kept_at(lesson.out, plan, rung - 1, "float.safetensors"))
-        if before
-        else plan.student(teacher, seed=lesson.seed)
+        load_model(kept_at(lesson.out, plan, max(done), "float.safetensors")) if done else plan.student(teacher, seed=lesson.seed)
     )
-    last = rung == len(RUNGS) - 1
-    rounding = min(max(epochs // 4, 1), MOST_ROUNDING) if last and epochs > 1 else 0
+    rounding = min(max(epochs // 4, 1), MOST_ROUNDING) if lesson.rounded and epochs > 1 else 0
     common: dict[str, Any] = {"batch_size": batch_size(data), "seed": lesson.seed + rung, "resume": True}
     taught_by = lessons(teacher, lesson.distill, lesson.importance_samples)
     how: dict[str, Any] = {"penalties": taught_by, "precision": lesson.precision, "compile": lesson.compile, **common}
@@ -154,14 +156,15 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
     row = {
         "name": plan.name,
         **asdict(plan),
-        "rounds": rung + 1,
-        "epochs": epochs + (0 if before is None else before["epochs"]),
+        "rounds": earlier["rounds"] + 1,
+        "epochs": earlier["epochs"] + epochs,
         "distilled": lesson.distill > 0 and not teacher.point,
         "rounded": "in training" if rounding else "after",
         **driven,
         "held_out": round(held_out.nats, 4),
     }
-    save_model(lesson.out / "candidates" / f"{plan.name}.safetensors", small)
+    if all(row["held_out"] < each["held_out"] for each in done.values()):
+        save_model(lesson.out / "candidates" / f"{plan.name}.safetensors", small)
     write_text(kept("json"), json.dumps(row) + "\n")
     return json.loads(json.dumps(row))  # as it is read again
 

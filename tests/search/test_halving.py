@@ -6,24 +6,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_mvae.search.halving import KEPT, LEAST_EPOCHS, affordable, leaders_first, rounds
+from pyro_mvae.search.halving import KEPT, LEAST_EPOCHS, SHARES, affordable, granted, leaders_first, rungs
 from pyro_mvae.search.plans import Plan
-from pyro_mvae.search.rounds import RUNGS
 
 
-@given(st.integers(1, 40), st.floats(0, 5000), st.floats(0.01, 10), st.integers(1, 8))
-def test_rounds_use_the_time_and_no_more(students, seconds, epoch, processes):
+@given(st.integers(1, 40), st.floats(0.01, 80), st.floats(0.01, 10), st.integers(1, 8))
+def test_rounds_use_the_time_and_no_more(students, minutes, epoch, processes):
+    seconds = 60 * minutes
     begun = affordable(students, seconds, epoch=epoch, processes=processes)
-    made = rounds(begun, seconds, processes=processes)
-    assert len(made) == len(RUNGS)
-    first, second, third, last = (number for _, number in made)
+    made = rungs(begun, [minutes], processes=processes)
+    assert len(made) == len(SHARES)
+    first, second, third, last = (rung.students for rung in made)
     assert first == begun <= students
     assert second == max(first // KEPT, min(first, 3))
     assert third == min(first, 3), "the best of each kind of nets among them"
     assert last == 1
-    assert sum(each * math.ceil(number / processes) for each, number in made) == pytest.approx(seconds, abs=0.1)
+    assert [rung.rounded for rung in made] == [False, False, False, True]
+    assert taken(made, processes) == pytest.approx(seconds, abs=0.1)
     if first > processes:
-        assert made[0][0] >= LEAST_EPOCHS * epoch - 1e-3
+        assert made[0].seconds >= LEAST_EPOCHS * epoch - 1e-3
+
+
+@given(st.integers(1, 40), st.lists(st.floats(0.01, 80), min_size=1, max_size=4, unique=True).map(sorted), st.integers(1, 8))
+def test_what_is_given_again_is_used_and_changes_nothing_before_it(students, minutes, processes):
+    made = rungs(students, minutes, processes=processes)
+    assert made[: len(SHARES)] == rungs(students, minutes[:1], processes=processes)
+    assert taken(made, processes) == pytest.approx(60 * minutes[-1], abs=0.1)
+    more = made[len(SHARES) :]
+    assert [(rung.students, rung.rounded) for rung in more] == [(min(students, 3), False), (1, True)] * (len(minutes) - 1)
+
+
+def taken(made, processes):
+    """Seconds of all rounds, one after the other."""
+    return sum(rung.seconds * math.ceil(rung.students / processes) for rung in made)
+
+
+def test_a_search_is_never_given_fewer_minutes(tmp_path):
+    assert [granted(tmp_path, minutes) for minutes in (5.0, 5.0, 7.5)] == [[5.0], [5.0], [5.0, 7.5]]
+    with pytest.raises(ValueError, match=r"holds a search of 7\.5 minutes, not 5: give that or more, or another --out"):
+        granted(tmp_path, 5.0)
 
 
 def test_what_learns_fast_does_not_push_out_every_other_kind():

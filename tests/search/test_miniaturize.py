@@ -24,7 +24,7 @@ from pyro_mvae.inference.precision import computed
 from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.nets.quantized import is_quantized
 from pyro_mvae.search import Budget, BudgetError, cost_of, miniaturize, pace
-from pyro_mvae.search.halving import rounds
+from pyro_mvae.search.halving import rungs
 from pyro_mvae.search.miniaturize import with_held_out
 from pyro_mvae.search.pareto import front
 from pyro_mvae.search.plans import SCALES, Plan, candidates, least, shapes
@@ -219,12 +219,12 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     assert best["held_out"] == table["held_out"].min()
     assert best["name"] == found.name
     assert table["distilled"].equals(table["net"] == "conv")
-    shares = rounds(len(table), 0.07 * 60)
+    shares = rungs(len(table), [0.07])
 
     def rounds_of(row):
         """In how many rounds a student was."""
         epoch = SECONDS[row["net"]] + 0.08 * row["distilled"]
-        each = [int(seconds / epoch) for seconds, _ in shares]
+        each = [int(rung.seconds / epoch) for rung in shares]
         return [sum(each[: n + 1]) for n in range(len(each))].index(row["epochs"]) + 1
 
     assert {row["net"] for _, row in table.iterrows() if rounds_of(row) > 1} == set(SECONDS)
@@ -246,8 +246,8 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     assert not cheap
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "small/candidates").iterdir()}
     assert again.name == found.name
-    with pytest.raises(ValueError, match=r"holds a search with minutes=0\.07, not 1"):
-        miniaturize(teacher, data, **{**arguments, "minutes": 1.0})
+    with pytest.raises(ValueError, match=r"holds a search of 0\.07 minutes, not 0\.01"):
+        miniaturize(teacher, data, **{**arguments, "minutes": 0.01})
     with pytest.raises(ValueError, match="holds a search with data="):
         miniaturize(teacher, replace(data, test=Split(data.test.images[1:])), **arguments)
     teacher.decoder.apply(lambda layer: torch.nn.init.zeros_(layer.bias) if getattr(layer, "bias", None) is not None else None)

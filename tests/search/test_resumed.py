@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -54,6 +55,9 @@ def test_a_student_that_comes_to_no_numbers_is_left_out(data, tmp_path, cheap, p
     found = miniaturize(teacher, **quick(data, tmp_path / "some"))
     assert "mobile" not in set(found.table["net"])
     assert re.search("student mobile-.*: the loss is nan", caplog.text)
+    assert set(found.lost.values()) == {"the loss is nan"}
+    page = (tmp_path / "some/pareto.html").read_text()
+    assert all(f"<dt>lost: {name}</dt><dd>the loss is nan</dd>" in page for name in found.lost)
     monkeypatch.setattr(rounds, "trained", diverging(set(SECONDS)))
     with pytest.raises(FloatingPointError, match=r"no student could be trained: mobile-.*: the loss is nan; conv-"):
         miniaturize(teacher, **quick(data, tmp_path / "none"))
@@ -64,7 +68,7 @@ def test_two_processes_find_what_one_does(data, tmp_path, cheap, dense, paced):
     for processes, minutes in {1: 0.02, 2: 0.01}.items():  # two at a time take half as long
         found = miniaturize(teacher, **quick(data, tmp_path / f"{processes}", processes=processes, minutes=minutes)).table
         assert sorted(found["rounds"]) == [1, 3, 3, 4]
-    last = found[found["rounds"] == 4].iloc[0]
+    (last,) = (json.loads(path.read_text()) for path in (tmp_path / "2/candidates").glob("*-3.json"))
     assert (0 < last["rounding_left"] < 1.1, last["rounding_weight"] > 0) == (True, True)
     for path in (tmp_path / "1/candidates").glob("*-0.json"):
         one, two = (json.loads((tmp_path / f"{n}/candidates" / path.name).read_text()) for n in (1, 2))
@@ -120,3 +124,36 @@ def test_a_student_that_was_lost_and_found_again_is_measured_as_it_is(data, tmp_
     student = load_model(tmp_path / "small/candidates" / f"{row['name']}.safetensors")
     nll = negative_log_likelihood(student, data.test.images, num_samples=2, binarization="none", seed=0).nats
     assert row["nll"] == pytest.approx(nll)
+
+
+def test_a_search_that_is_given_more_minutes_trains_its_best_students_on(data, tmp_path, cheap, dense, paced):
+    teacher, out = MODELS["VAE"]((1, 16, 16)).eval(), tmp_path / "small"
+    before = miniaturize(teacher, **quick(data, out, minutes=0.02)).table.set_index("name")
+    kept = {path: path.stat().st_mtime_ns for path in (out / "candidates").glob("*-[0-3].json")}
+    more = miniaturize(teacher, **quick(data, out, minutes=0.06))
+    after = more.table.set_index("name")
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert sorted(path.name.rsplit("-", 1)[1] for path in (out / "candidates").glob("*-[45].json")) == ["4.json"] * 3 + ["5.json"]
+    assert (after["held_out"] <= before["held_out"][after.index]).all()
+    assert after["held_out"].min() < before["held_out"].min()
+    assert after.loc[more.name, "epochs"] > before.loc[more.name, "epochs"]
+    times = {path: path.stat().st_mtime_ns for path in (out / "candidates").iterdir()}
+    assert miniaturize(teacher, **quick(data, out, minutes=0.06)).name == more.name
+    assert times == {path: path.stat().st_mtime_ns for path in (out / "candidates").iterdir()}
+
+
+def test_a_round_that_makes_a_student_worse_leaves_it_as_it_was(data, tmp_path, cheap, dense, paced, monkeypatch):
+    inside = sys.modules["pyro_mvae.search.rounds"]
+    teacher, out, measure, bits = MODELS["VAE"]((1, 16, 16)).eval(), tmp_path / "small", inside.negative_log_likelihood, []
+
+    def worse_and_worse(*given, **how):
+        bits.append(measure(*given, **how))
+        return replace(bits[-1], nats=1000.0 + len(bits))
+
+    monkeypatch.setattr(inside, "negative_log_likelihood", worse_and_worse)
+    found = miniaturize(teacher, **quick(data, out))
+    first = [json.loads(path.read_text())["epochs"] for path in (out / "candidates").glob("*-0.json")]
+    assert (found.table["rounds"].max(), sorted(found.table["epochs"])) == (4, sorted(first))
+    nll = measure(found.model, data.test.images, num_samples=2, binarization="none", seed=0).nats
+    assert found.table["nll"][found.table["chosen"]].item() == pytest.approx(nll)
+    assert found.model.passes == ("Quantize(weight_bits=8, ranges='moving')",)
