@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
+import torch._export.utils as export_utils
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -139,6 +143,14 @@ class Capture:
         with torch.no_grad():
             result = self.module(x)
         return result if isinstance(result, tuple) else (result,)
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """Have torch list its composite operations once, not at every decomposition."""
+    name = "_collect_all_valid_cia_ops_for_namespace"
+    with mock.patch.object(export_utils, name, functools.cache(getattr(export_utils, name))):
+        yield
 
 
 def unchanged(net: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_mvae._version import __version__
 from pyro_mvae.export._quiet import import_quietly, quiet
-from pyro_mvae.export.capture import MOST, Capture, capture
+from pyro_mvae.export.capture import MOST, Capture, capture, listed_once
 from pyro_mvae.export.manifest import tensors_of
 from pyro_mvae.export.packages import DEFAULT_TARGETS, TARGETS, WRONG_PASSES, caution, settle
 from pyro_mvae.export.verify import Verification, check_suffix, written
@@ -197,7 +197,7 @@ def convert(
     graph = capture(model, part, precision=precision, white=255.0 if pictures == "images" else 1.0)
     ct = import_quietly("coremltools")
     as_image = {"color_layout": getattr(ct.colorlayout, COLOURS[model.image_shape[0]])} if pictures == "images" else None
-    with quiet():
+    with quiet(), listed_once():
         passes = ct.PassPipeline.DEFAULT
         passes.remove_passes((*WRONG_PASSES, *(MERGING_PASSES if precision == "palettized" else ())))
         package = ct.convert(

@@ -14,11 +14,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch._export.utils as export_utils
 from torch import Tensor
 
 from pyro_mvae.export._quiet import import_quietly, no_native_messages, quiet
-from pyro_mvae.export.capture import PARTS, capture
+from pyro_mvae.export.capture import PARTS, capture, listed_once
 from pyro_mvae.export.delegated import core_ml
 from pyro_mvae.export.interleave import interleaved
 from pyro_mvae.export.verify import Verification, check_suffix, written
@@ -75,18 +74,17 @@ def precision_of(model: VAE, precision: str | None, *, floats: str = "float32") 
 def lower(model: VAE, *, part: str, precision: str, backend: str = "xnnpack") -> bytes:
     """The content of a `.pte`."""
     if backend == "coreml":
-        with quiet(), core_ml(precision) as partitioner:
+        with quiet(), listed_once(), core_ml(precision) as partitioner:
             return edge(capture(model, part, precision=precision).program(), partitioner)
-    with quiet():
-        program = capture(model, part, precision=precision, written=interleaved).program()
-    return lowered(program)
+    with quiet(), listed_once():
+        return lowered(capture(model, part, precision=precision, written=interleaved).program())
 
 
 def lowered(program: torch.export.ExportedProgram) -> bytes:
     """The content of the `.pte` of a captured graph, for XNNPACK."""
     xnnpack = import_quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     read_late(program.graph)
-    with quiet(), short_names():
+    with quiet(), listed_once(), short_names():
         return edge(program, xnnpack.XnnpackPartitioner())
 
 
@@ -105,16 +103,7 @@ def read_late(graph: torch.fx.Graph) -> None:
 def edge(program: torch.export.ExportedProgram, partitioner: Any) -> bytes:
     """The content of the `.pte` of a captured graph."""
     exir = import_quietly("executorch.exir")
-    with listed_once():
-        return exir.to_edge_transform_and_lower(program, partitioner=[partitioner]).to_executorch().buffer
-
-
-@contextmanager
-def listed_once() -> Iterator[None]:
-    """Have torch list its composite operations once, not five times: a fifth of what lowering a small net takes."""
-    name = "_collect_all_valid_cia_ops_for_namespace"
-    with mock.patch.object(export_utils, name, functools.cache(getattr(export_utils, name))):
-        yield
+    return exir.to_edge_transform_and_lower(program, partitioner=[partitioner]).to_executorch().buffer
 
 
 @contextmanager

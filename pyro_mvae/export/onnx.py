@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pyro_mvae.export._quiet import import_quietly, quiet
-from pyro_mvae.export.capture import capture, unchanged
+from pyro_mvae.export.capture import capture, listed_once, unchanged
 from pyro_mvae.export.executorch import precision_of
 from pyro_mvae.export.interleave import interleaved, wide_spread
 from pyro_mvae.export.verify import Verification, check_suffix, written
@@ -48,7 +50,7 @@ def export_onnx(
     precision = precision_of(model, precision)
     graph = capture(model, part, precision=precision, written=integers_in_plain if precision == "int8" else unchanged)
     onnx = import_quietly("onnx")
-    with quiet():
+    with quiet(), listed_once(), read_once():
         exported: Any = torch.onnx.export(
             graph.program(), dynamo=True, verbose=False, opset_version=OPSET, output_names=list(graph.outputs)
         )
@@ -56,6 +58,20 @@ def export_onnx(
         onnx.helper.set_model_props(proto, {"precision": precision, "passes": "; ".join(model.passes)})
         onnx.checker.check_model(proto)
     return written(path, lambda temporary: temporary.write_bytes(proto.SerializeToString()), model, images=images)[0]
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Have onnxscript read the source of its 500 operations once a process, not once a file."""
+    module = import_quietly("torch.onnx._internal.exporter._registration").onnxscript_apis
+    with mock.patch.object(module, "get_torchlib_ops", functools.partial(torchlib_ops, module.get_torchlib_ops)):
+        yield
+
+
+@functools.cache
+def torchlib_ops(read: Callable[[], list[Any]]) -> list[Any]:
+    """What onnxscript says of its operations; never changed by torch, which registers each anew."""
+    return read()
 
 
 def integers_in_plain(net: nn.Module) -> nn.Module:
