@@ -85,7 +85,7 @@ PASSES: dict[str, compress.Pass] = {
     "Palettize": Palettize(bits=2),
     "SparseCode": SparseCode(threshold=0.05),
     "FoldAndFuse": FoldAndFuse(),
-    "Shrink": Shrink(width=0.5, latent_dim=3),
+    "Shrink": Shrink(width=0.5, layers=1, latent_dim=3),
     "Distill": Distill(Shrink(width=0.5, latent_dim=3), epochs=1),
 }
 

@@ -28,7 +28,7 @@ from pyro_mvae.train import data_for
 @click.option("--max-latency-us", type=float, help="µs to encode and decode an image, p50, one thread of this machine.")
 @click.option("--max-macs", type=float, help="Multiply-adds to encode and decode an image.")
 @click.option("--max-nll-loss", type=float, help="Nats per test image above the model's NLL.")
-@click.option("--minutes", default=10.0, show_default=True, help="Of training, in all; measuring comes on top.")
+@click.option("--minutes", type=float, help="Of training, in all; measuring comes on top. By default 10, or what --out had.")
 @click.option(
     "--weight-bits",
     multiple=True,

@@ -147,7 +147,7 @@ class Capture:
 
 @contextmanager
 def listed_once() -> Iterator[None]:
-    """Have torch list its composite operations once, not at every decomposition."""
+    """Have torch list its composite operations once, not at every decomposition; of the process, as `quiet`."""
     name = "_collect_all_valid_cia_ops_for_namespace"
     with mock.patch.object(export_utils, name, functools.cache(getattr(export_utils, name))):
         yield

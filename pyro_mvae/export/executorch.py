@@ -76,8 +76,9 @@ def lower(model: VAE, *, part: str, precision: str, backend: str = "xnnpack") ->
     if backend == "coreml":
         with quiet(), listed_once(), core_ml(precision) as partitioner:
             return edge(capture(model, part, precision=precision).program(), partitioner)
-    with quiet(), listed_once():
-        return lowered(capture(model, part, precision=precision, written=interleaved).program())
+    with quiet():
+        program = capture(model, part, precision=precision, written=interleaved).program()
+    return lowered(program)
 
 
 def lowered(program: torch.export.ExportedProgram) -> bytes:

@@ -62,7 +62,7 @@ def export_onnx(
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Have onnxscript read the source of its 500 operations once a process, not once a file."""
+    """Have onnxscript read the source of its 500 operations once a process, not once a file; of the process, as `quiet`."""
     module = import_quietly("torch.onnx._internal.exporter._registration").onnxscript_apis
     with mock.patch.object(module, "get_torchlib_ops", functools.partial(torchlib_ops, module.get_torchlib_ops)):
         yield

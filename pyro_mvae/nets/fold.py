@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pyro_mvae.nets.branches import Branches
@@ -42,11 +44,18 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
 
 def absorb(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
     """Scale and shift a convolution as the normalisation after it would."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    conv.weight, conv.bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias, conv.transposed
-    )  # pyright: ignore[reportArgumentType]
+    groups = conv.groups if conv.transposed else 1  # whose weights have the channels of one group beside each other
+
+    def of_groups(values: Tensor | None) -> Sequence[Tensor | None]:
+        return [None] * groups if values is None else values.chunk(groups)
+
+    given = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    fused = [
+        fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift, conv.transposed)  # pyright: ignore[reportArgumentType]
+        for weight, bias, mean, variance, scale, shift in zip(*map(of_groups, given), strict=True)
+    ]
+    learned = conv.weight.requires_grad
+    conv.weight, conv.bias = (nn.Parameter(torch.cat(each).detach(), learned) for each in zip(*fused, strict=True))
 
 
 class LayerTracer(fx.Tracer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from pyro_mvae.atomic import write_text
 from pyro_mvae.data.progress import Track
 from pyro_mvae.nets.kinds import KINDS
 from pyro_mvae.search.plans import Plan
-from pyro_mvae.search.rounds import Job, Row, attempts, row_of
+from pyro_mvae.search.rounds import Job, Row, attempts, rounds_before, row_of
 
 logger = logging.getLogger(__name__)
 
-SHARES = (0.2, 0.2, 0.2, 0.4)
+MINUTES = 10.0
+"""Of a search that is not told."""
+ROUND_SHARES = (0.2, 0.2, 0.2, 0.4)
 """Of the time: for all students, a half of them, three, of each kind of nets the best, and one, with rounding at last."""
 KEPT = 2
 """One of so many is in the second round, and the best of each kind of nets at least: some learn fast and others get far."""
@@ -38,7 +40,7 @@ def affordable(students: int, seconds: float, *, epoch: float, processes: int = 
         >>> affordable(12, 200.0, epoch=1.0), affordable(12, 40.0, epoch=1.0), affordable(12, 40.0, epoch=1.0, processes=4)
         (10, 2, 8)
     """
-    return max(min(students, processes * int(SHARES[0] * seconds / (LEAST_EPOCHS * epoch))), 1)
+    return max(min(students, processes * int(ROUND_SHARES[0] * seconds / (LEAST_EPOCHS * epoch))), 1)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Rung:
 
 
 def rungs(students: int, minutes: Sequence[float], *, processes: int = 1) -> list[Rung]:
-    """The rounds of so many students' search: as of `SHARES`, and as the last two of those in what it is given more.
+    """The rounds of so many students' search: as of `ROUND_SHARES`, and as the last two of those in what it is given more.
 
     Args:
         students: how many there are to begin with.
@@ -72,8 +74,8 @@ def rungs(students: int, minutes: Sequence[float], *, processes: int = 1) -> lis
     """
     few = min(students, len(KINDS))
     numbers = (students, max(students // KEPT, few), few, 1)
-    begun = list(zip(SHARES, numbers, strict=True))
-    more = [(share / sum(SHARES[2:]), number) for share, number in begun[2:]]
+    begun = list(zip(ROUND_SHARES, numbers, strict=True))
+    more = [(share / sum(ROUND_SHARES[2:]), number) for share, number in begun[2:]]
     return [
         Rung(round(share * (end - start) * 60 / math.ceil(number / processes), 3), number, rounded=i == len(shared) - 1)
         for start, end, shared in zip([0.0, *minutes], minutes, [begun, *[more] * (len(minutes) - 1)], strict=False)
@@ -81,26 +83,44 @@ def rungs(students: int, minutes: Sequence[float], *, processes: int = 1) -> lis
     ]
 
 
-def granted(out: Path, minutes: float) -> list[float]:
+def granted(out: Path, minutes: float | None) -> list[float]:
     """The minutes that the search of a folder was given, and was given again, these at last: kept in `minutes.json`.
 
+    Those of which nothing was used yet are forgotten when others are given.
+
+    Args:
+        minutes: in all; when None, what it was given before, or `MINUTES`.
+
     Raises:
-        ValueError: for fewer than it has had.
+        ValueError: for fewer than it was given.
 
     Example:
         >>> import tempfile
         >>> out = Path(tempfile.mkdtemp())
-        >>> granted(out, 10.0), granted(out, 10.0), granted(out, 30.0)
-        ([10.0], [10.0], [10.0, 30.0])
+        >>> granted(out, None), granted(out, 5.0)
+        ([10.0], [5.0])
+        >>> (out / "students.json").touch()
+        >>> granted(out, 30.0), granted(out, None)
+        ([5.0, 30.0], [5.0, 30.0])
     """
     path = out / "minutes.json"
     known: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    if known and minutes < known[-1]:
-        raise ValueError(f"{out} holds a search of {known[-1]:g} minutes, not {minutes:g}: give that or more, or another --out")
-    if not known or minutes > known[-1]:
-        known.append(minutes)
-        write_text(path, json.dumps(known) + "\n")
-    return known
+    wanted = float(known[-1] if known else MINUTES) if minutes is None else float(minutes)
+    used = [each for i, each in enumerate(known) if begun(out, i)]
+    if used and wanted < used[-1]:
+        raise ValueError(f"{out} holds a search of {used[-1]:g} minutes, not {wanted:g}: give that or more, or another --out")
+    now = used if used and wanted == used[-1] else [*used, wanted]
+    if now != known:
+        write_text(path, json.dumps(now) + "\n")
+    return now
+
+
+def begun(out: Path, i: int) -> bool:
+    """Whether any of the minutes that a search was given first (i = 0), or again, were used."""
+    if i == 0:
+        return (out / "students.json").is_file()
+    first = len(ROUND_SHARES) + 2 * (i - 1)
+    return any((out / "candidates").glob(f"*-{first}.job.json"))
 
 
 def leaders_first(ranked: Sequence[Plan]) -> list[Plan]:
@@ -118,39 +138,47 @@ def halved(
     processes: int,
     progress: Track,
 ) -> tuple[list[Row], dict[str, str]]:
-    """The best row of each student that was trained, in each round those that were the better ones of the one before.
+    """What came of all students in the rounds of a search, each begun by those that did best in the one before.
+
+    Where a round is of more students than the one before it, those that did best earlier are in it again.
 
     Args:
         halving: the rounds.
         job: of a plan, in the round of a number, beside so many students; not asked of one that was done.
         out: the folder of the search.
 
-    Returns: the rows, and of students that were lost the reason by their name; one that was lost late has a row all the same.
+    Returns: a row for each student, see `best_of`, and of those that were lost in a round the reason by their name.
 
     Raises:
         FloatingPointError: when none came to any numbers.
     """
     ranked = list(plans)
-    rows: dict[str, Row] = {}
     lost: dict[str, str] = {}
     for i, rung in enumerate(halving):
         some = ranked[: rung.students]
-        tried = {plan.name: row for plan in some if (row := row_of(plan, i, out)) is not None}
-        left = [plan for plan in some if plan.name not in tried]
+        left = [plan for plan in some if row_of(plan, i, out) is None]
         jobs = [job(plan, i, len(left)) for plan in progress(left, "Timing students", len(left))]
         done = progress(attempts(jobs, processes=processes), f"Students, round {i + 1} of {len(halving)}", len(jobs))
-        tried |= {row["name"]: row for row in done}
-        failed = {name: row["failed"] for name, row in tried.items() if "failed" in row}
+        failed = {row["name"]: row["failed"] for row in done if "failed" in row}
         for name, reason in failed.items():
             logger.warning("student %s: %s", name, reason)
         lost |= failed
-        for name, row in tried.items():
-            if name not in failed:
-                best = min(rows.get(name, row), row, key=lambda each: each["held_out"])
-                rows[name] = {**best, "rounds": row["rounds"]}
-        if not rows:
+        rows = {plan: row for plan in some if (row := row_of(plan, i, out)) is not None}
+        better = sorted(rows, key=lambda plan: rows[plan]["held_out"])
+        known = [plan for plan in ranked if plan not in rows and rounds_before(plan, i, out)]
+        ranked = leaders_first([*better, *known])
+        if not ranked:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
             raise FloatingPointError(f"no student could be trained: {reasons}")
-        better = sorted((plan for plan in some if plan.name not in failed), key=lambda plan: rows[plan.name]["held_out"])
-        ranked = leaders_first([*better, *ranked[rung.students :]])
-    return list(rows.values()), lost
+    return [best_of(rounds_before(plan, len(halving), out)) for plan in ranked], lost
+
+
+def best_of(rows: Mapping[int, Row]) -> Row:
+    """The best of a student's rows by their rounds: with the round that it is of, and in how many the student was.
+
+    Example:
+        >>> best_of({0: {"held_out": 9.0}, 1: {"held_out": 8.0}, 4: {"held_out": 8.5}})
+        {'held_out': 8.0, 'round': 2, 'rounds': 3}
+    """
+    best = min(rows, key=lambda i: rows[i]["held_out"])
+    return {**rows[best], "round": best + 1, "rounds": len(rows)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import filecmp
 import json
 import math
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_mvae.atomic import write_text
+from pyro_mvae.atomic import atomic, write_text
 from pyro_mvae.claimed import claim
 from pyro_mvae.compress.quantize import Quantize
 from pyro_mvae.data import Data
@@ -54,9 +56,9 @@ class Miniature:
 
     Attributes:
         model: the student chosen, quantised.
-        table: every student, a row each, see `miniaturize`.
+        table: every student that came to numbers, a row each, see `miniaturize`.
         name: the student's, in the table.
-        lost: of students that came to no numbers in a round, the reason by their name.
+        lost: of students that came to no numbers in some round, the reason by their name.
     """
 
     model: VAE
@@ -95,7 +97,7 @@ def miniaturize(
     data: Data,
     *,
     budget: Budget,
-    minutes: float = 10.0,
+    minutes: float | None = None,
     weight_bits: Sequence[int] = (8,),
     latent_dims: Sequence[int] | None = None,
     nll_samples: int = 25,
@@ -118,7 +120,8 @@ def miniaturize(
        left, with rounding as on the phone at last, the λ of (17) a multiplier that rises while the rounding error is more than
        half of what it was. Others are quantised after training. A student is distilled (19) unless its epoch takes more than
        twice as long then, as with a teacher many times its size: more epochs teach it more.
-    3. In minutes that the search is given again the best of each kind are trained on for a third, the best of them for the rest.
+    3. In minutes that the search is given again three are trained on for a third, the best of each kind of nets among them, and
+       the best of those for the rest. The numbers of a student are those of the round that it did best in.
     4. Those that go on are chosen by the NLL of a tenth of the training images, which no student sees: by as many samples as at
        last, a bound of few would pass over students whose encoders say little. The NLL on test images is measured of all that
        nothing cheaper beats; the least held-out one that is within the budget is taken. Without a bound on cost the smallest
@@ -126,7 +129,8 @@ def miniaturize(
 
     Args:
         teacher: a fitted model; left as it is. Students are trained on the processor, wherever it is.
-        minutes: of training, in all; measuring comes on top. In a folder of a search that had fewer it goes on.
+        minutes: of training, in all; measuring comes on top. In the folder of a search that was given fewer it goes on; when
+            None what it was given, or 10.
         weight_bits: what to try. A `.pte` holds a byte a weight whatever they are.
         latent_dims: sizes of the code to try; when None, as many as the teacher has active. A teacher of a smaller code is one
             with the rest pruned, trained on for an epoch.
@@ -142,14 +146,15 @@ def miniaturize(
             least, each has more threads.
         latency_table: of this machine; the one kept for it when None.
 
-    Returns: the student, its name, why others were lost, and a table with a row for each one that came to numbers: name, widths,
+    Returns: the student, its name, why students were lost, and a table with a row for each that came to numbers: name, widths,
         hidden, encoder, latent_dim and weight_bits, see `Plan`; kb, macs and latency_us, measured, see `Cost`; rounds, in how
-        many it was; epochs, after how many it was best; distilled; rounded ("in training" or "after"), and in training
-        rounding_left, the share of the rounding error, and rounding_weight, the λ of (17); held_out, its NLL on images it did not
-        see, nats each, of int8; nll and nll_loss on test images, where measured; within (the budget), front, chosen.
+        many it was; round, that in which it did best, and of it all that follows; epochs; distilled; rounded, "in training" or
+        "after", and in training rounding_left, the share of the rounding error, and rounding_weight, the λ of (17); held_out, the
+        NLL on images it did not see, nats each, of int8; nll and nll_loss on test images, where measured; within (the budget),
+        front, chosen.
 
     Raises:
-        ValueError: for settings that can't be, or a folder of another search, or one that had more minutes.
+        ValueError: for settings that can't be, or a folder of another search, or one that was given more minutes.
         FloatingPointError: when no student can be trained; one that can't is left out.
         BudgetError: when no student is within the budget; it says how near one can come on each axis.
 
@@ -164,7 +169,8 @@ def miniaturize(
     """
     sizes = None if latent_dims is None else tuple(latent_dims)
     count(processes, "processes")
-    above(minutes, "minutes")
+    if minutes is not None:
+        above(minutes, "minutes")
     search = Search(budget, tuple(weight_bits), sizes, nll_samples, distill, importance_samples, precision, seed)
     if precision != FASTEST:
         require(precision, torch.device("cpu"))
@@ -174,7 +180,8 @@ def miniaturize(
     check_handed_over(teacher)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return searched(search, [minutes], teacher, data, Path(folder), processes, latency_table, progress)
+            given = granted(Path(folder), minutes)
+            return searched(search, given, teacher, data, Path(folder), processes, latency_table, progress)
     claim(Path(out) / "search.json", {**asdict(search), **digests(teacher, data), "format": FORMAT}, what="search")
     given = granted(Path(out), minutes)
     return searched(search, given, teacher, data, Path(out), processes, latency_table, progress)
@@ -226,6 +233,7 @@ def searched(
             return assigned(plan, rung, seconds, told, lambda: pace(plan, students=students, seconds=seconds))
 
         rows, lost = halved(list(costs), halving, job, out, processes=processes, progress=progress)
+    publish(rows, out)
     frame = table_of({plan.name: cost for plan, cost in costs.items()}, rows)
     frame = measured_on_test(frame, search, teacher, data, out, progress)
     return chosen(frame, lost, search, out)
@@ -252,6 +260,16 @@ def with_held_out(data: Data, *, seed: int) -> tuple[Data, Tensor]:
     return replace(data, train=Split(images[~sides])), spread(images[sides], HELD_OUT)
 
 
+def publish(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Leave of each student what it was in the round that it did best in, under its name."""
+    for row in rows:
+        best = out / "candidates" / f"{row['name']}-{row['round'] - 1}.int8.safetensors"
+        path = out / "candidates" / f"{row['name']}.safetensors"
+        if not path.is_file() or not filecmp.cmp(best, path, shallow=False):
+            with atomic(path) as temporary:
+                shutil.copyfile(best, temporary)
+
+
 def table_of(costs: dict[str, Cost], rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A row for each student that was trained, the best first."""
     frame = pd.DataFrame([{**row, **asdict(costs[row["name"]])} for row in rows])
@@ -264,9 +282,7 @@ def measured_on_test(frame: pd.DataFrame, search: Search, teacher: VAE, data: Da
     path = out / "nll.json"
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     first = frame[frame["front"]]
-    keys = {"teacher": "teacher"} | {
-        name: f"{name} after {n} epochs" for name, n in zip(first["name"], first["epochs"], strict=True)
-    }
+    keys = {"teacher": "teacher"} | {name: f"{name}, round {n}" for name, n in zip(first["name"], first["round"], strict=True)}
     for name, key in keys.items():
         if key not in known:
             model = teacher if name == "teacher" else load_model(out / "candidates" / f"{name}.safetensors")

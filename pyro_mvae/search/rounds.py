@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def attempted(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
     try:
         return trained(plan, rung, epochs, lesson)
     except FloatingPointError as error:
-        return {"name": plan.name, "failed": str(error)}
+        return {"name": plan.name, "failed": str(error).partition("; ")[0]}
 
 
 def attempts(jobs: Sequence[Job], *, processes: int) -> Iterator[Row]:
@@ -128,7 +129,7 @@ def attempts(jobs: Sequence[Job], *, processes: int) -> Iterator[Row]:
 
 
 def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
-    """One round of one student: trained on from the one that it was in before, quantised, its row; the best of them is kept."""
+    """One round of one student: trained on from the one that it was in before, quantised, kept, and its row."""
 
     def kept(kind: str) -> Path:
         return kept_at(lesson.out, plan, rung, kind)
@@ -137,7 +138,7 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
     data = Data("search", Split(tensors["images"]), Split(tensors["held"]), binarization=about["binarization"])
     teacher = load_model(lesson.files / f"teacher-{plan.latent_dim}.safetensors")
     done = rounds_before(plan, rung, lesson.out)
-    earlier = {"rounds": 0, "epochs": 0} if not done else done[max(done)]
+    earlier = done[max(done)] if done else {"epochs_before_rounding": 0}
     model = (
         load_model(kept_at(lesson.out, plan, max(done), "float.safetensors")) if done else plan.student(teacher, seed=lesson.seed)
     )
@@ -153,18 +154,19 @@ def trained(plan: Plan, rung: int, epochs: int, lesson: Lesson) -> Row:
             small, data, kept("rounding.safetensors"), rounding, taught_by, common, bits=plan.weight_bits
         )
     held_out = negative_log_likelihood(small, data.test.images, num_samples=lesson.nll_samples, binarization=data.binarization)
+    if not math.isfinite(held_out.nats):
+        raise FloatingPointError(f"the NLL of held-out images is {held_out.nats}")
     row = {
         "name": plan.name,
         **asdict(plan),
-        "rounds": earlier["rounds"] + 1,
-        "epochs": earlier["epochs"] + epochs,
+        "epochs": earlier["epochs_before_rounding"] + epochs,
+        "epochs_before_rounding": earlier["epochs_before_rounding"] + epochs - rounding,
         "distilled": lesson.distill > 0 and not teacher.point,
         "rounded": "in training" if rounding else "after",
         **driven,
         "held_out": round(held_out.nats, 4),
     }
-    if all(row["held_out"] < each["held_out"] for each in done.values()):
-        save_model(lesson.out / "candidates" / f"{plan.name}.safetensors", small)
+    save_model(kept("int8.safetensors"), small)
     write_text(kept("json"), json.dumps(row) + "\n")
     return json.loads(json.dumps(row))  # as it is read again
 

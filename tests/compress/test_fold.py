@@ -103,6 +103,23 @@ def test_folding_is_exact(model, images):
     folded = fold_batch_norm(vae.encoder)
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
     x = images[:4].float() / 255
-    torch.testing.assert_close(folded(x), vae.encoder(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(folded(x), vae.encoder(x), rtol=1e-5, atol=1e-5)
     z = torch.randn(4, vae.latent_dim)
-    torch.testing.assert_close(fold_batch_norm(vae.decoder)(z), vae.decoder(z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fold_batch_norm(vae.decoder)(z), vae.decoder(z), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize(("before", "after", "groups"), [(8, 8, 1), (8, 8, 8), (8, 4, 4), (4, 12, 2), (6, 6, 3)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_folding_is_exact_with_groups(kind, before, after, groups, affine):
+    torch.manual_seed(0)
+    net = nn.Sequential(kind(before, after, 3, groups=groups, bias=affine), nn.BatchNorm2d(after, affine=affine))
+    if affine:
+        nn.init.uniform_(net[1].weight, 0.5, 2.0)
+        nn.init.normal_(net[1].bias)
+    for _ in range(3):
+        net(torch.randn(16, before, 6, 6) * 3 + 1)
+    folded, x = fold_batch_norm(net.eval()), torch.randn(2, before, 6, 6)
+    assert isinstance(folded[1], nn.Identity)
+    assert folded[0].weight.shape == net[0].weight.shape
+    torch.testing.assert_close(folded(x), net(x), rtol=1e-5, atol=1e-5)

@@ -55,6 +55,15 @@ def test_a_pass_that_a_model_cannot_go_through_says_why(model, name, images):
         PASSES[name](MODELS[model]((1, 16, 16)), images[:8])
 
 
+def test_fewer_layers_are_those_of_the_largest_maps(images):
+    vae = MODELS["VAE"]((1, 16, 16))
+    small = Shrink(layers=1)(vae)
+    assert (small.config["widths"], small.config["hidden"]) == ([8], 16)
+    convolutions = [sum(isinstance(layer, nn.Conv2d) for layer in each.encoder.modules()) for each in (vae, small)]
+    assert convolutions[1] == convolutions[0] - 1
+    assert small.decode(small.encode(images[:3].float() / 255)).shape == (3, 1, 16, 16)
+
+
 SMALLER = {
     "prune": PruneChannels(ratio=0.3, round_to=1),
     "rank": PruneChannels(ratio=0.3, round_to=2, importance="group_l1", scope="global"),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_mvae import MVAE, VAE, fit, load_model, save_model
@@ -29,6 +32,26 @@ def test_quantising_after_training_is_ready_at_once(images):
     z = torch.randn(64, 4)
     errors = {bits: float((small.decode(z) - vae.decode(z)).square().mean().detach()) for bits, small in quantized.items()}
     assert errors[8] < errors[4] < errors[2]
+
+
+def test_the_objective_is_of_the_decoder_that_rounds(images):
+    """The bound of a pair is that of integers, worked out by hand from the same code, and not that of its floats."""
+    x = images[:32].float() / 255
+    floats = VAE((1, 16, 16), 4, widths=(8, 12), hidden=16)
+    fit(floats, images, epochs=8, lr=4e-3)
+    vae = Quantize(weight_bits=3)(floats.eval(), images).eval()
+    pyro.set_rng_seed(3)
+    bound = Trace_ELBO().loss(vae.model, vae.guide, x)
+    pyro.set_rng_seed(3)
+    code = vae.posterior(x)
+    z = code.rsample()
+    log_ratio = (vae.prior(len(x)).log_prob(z) - code.log_prob(z)).sum()
+
+    def by_hand(decoder):
+        return -float((dist.Bernoulli(logits=decoder(z)).log_prob(x).sum() + log_ratio).detach())
+
+    assert bound == pytest.approx(by_hand(as_integers(vae.decoder)), rel=1e-3), "but for ties, and biases of 32 bits"
+    assert bound != pytest.approx(by_hand(floats.decoder), rel=1e-2)
 
 
 def test_weights_of_few_bits_have_few_levels_in_the_integers_too():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_mvae.search.halving import KEPT, LEAST_EPOCHS, SHARES, affordable, granted, leaders_first, rungs
+from pyro_mvae.search.halving import KEPT, LEAST_EPOCHS, ROUND_SHARES, affordable, granted, leaders_first, rungs
 from pyro_mvae.search.plans import Plan
 
 
@@ -15,7 +15,7 @@ def test_rounds_use_the_time_and_no_more(students, minutes, epoch, processes):
     seconds = 60 * minutes
     begun = affordable(students, seconds, epoch=epoch, processes=processes)
     made = rungs(begun, [minutes], processes=processes)
-    assert len(made) == len(SHARES)
+    assert len(made) == len(ROUND_SHARES)
     first, second, third, last = (rung.students for rung in made)
     assert first == begun <= students
     assert second == max(first // KEPT, min(first, 3))
@@ -30,9 +30,9 @@ def test_rounds_use_the_time_and_no_more(students, minutes, epoch, processes):
 @given(st.integers(1, 40), st.lists(st.floats(0.01, 80), min_size=1, max_size=4, unique=True).map(sorted), st.integers(1, 8))
 def test_what_is_given_again_is_used_and_changes_nothing_before_it(students, minutes, processes):
     made = rungs(students, minutes, processes=processes)
-    assert made[: len(SHARES)] == rungs(students, minutes[:1], processes=processes)
+    assert made[: len(ROUND_SHARES)] == rungs(students, minutes[:1], processes=processes)
     assert taken(made, processes) == pytest.approx(60 * minutes[-1], abs=0.1)
-    more = made[len(SHARES) :]
+    more = made[len(ROUND_SHARES) :]
     assert [(rung.students, rung.rounded) for rung in more] == [(min(students, 3), False), (1, True)] * (len(minutes) - 1)
 
 
@@ -42,9 +42,15 @@ def taken(made, processes):
 
 
 def test_a_search_is_never_given_fewer_minutes(tmp_path):
-    assert [granted(tmp_path, minutes) for minutes in (5.0, 5.0, 7.5)] == [[5.0], [5.0], [5.0, 7.5]]
-    with pytest.raises(ValueError, match=r"holds a search of 7\.5 minutes, not 5: give that or more, or another --out"):
-        granted(tmp_path, 5.0)
+    assert [granted(tmp_path, minutes) for minutes in (None, 6000.0, 5.0)] == [[10.0], [6000.0], [5.0]], "nothing is used yet"
+    (tmp_path / "students.json").touch()
+    assert [granted(tmp_path, minutes) for minutes in (None, 5.0, 7000.0, 7)] == [[5.0], [5.0], [5.0, 7000.0], [5.0, 7.0]]
+    (tmp_path / "candidates").mkdir()
+    (tmp_path / "candidates/mlp-h16-z4-b8-4.job.json").touch()
+    for fewer in (5.0, 6.0):
+        with pytest.raises(ValueError, match=rf"holds a search of 7 minutes, not {fewer:g}: give that or more, or another --out"):
+            granted(tmp_path, fewer)
+    assert [granted(tmp_path, minutes) for minutes in (None, 9.0)] == [[5.0, 7.0], [5.0, 7.0, 9.0]]
 
 
 def test_what_learns_fast_does_not_push_out_every_other_kind():

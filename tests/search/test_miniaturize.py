@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_mvae import VAE, load_model, save_model
+from pyro_mvae import VAE, export_onnx, load_model, save_model
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Split
 from pyro_mvae.evaluate.cost import num_macs
@@ -238,6 +238,8 @@ def test_the_best_student_within_the_budget_is_found_and_found_again(data, tmp_p
     for name in table["name"]:
         assert is_quantized(load_model(tmp_path / f"small/candidates/{name}.safetensors").decoder)
     assert found.name in (tmp_path / "small/pareto.html").read_text()
+    another = load_model(tmp_path / "small/candidates" / f"{table[~table['chosen']]['name'].iloc[0]}.safetensors")
+    assert export_onnx(another, tmp_path / "another.onnx", part="encoder").precision == "int8"
     assert len(pd.read_csv(tmp_path / "small/pareto.csv")) == len(table)
 
     cheap.clear()

@@ -126,10 +126,21 @@ def test_a_student_that_was_lost_and_found_again_is_measured_as_it_is(data, tmp_
     assert row["nll"] == pytest.approx(nll)
 
 
-def test_a_search_that_is_given_more_minutes_trains_its_best_students_on(data, tmp_path, cheap, dense, paced):
-    teacher, out = MODELS["VAE"]((1, 16, 16)).eval(), tmp_path / "small"
+def test_a_search_that_is_given_more_minutes_trains_its_best_students_on(data, tmp_path, cheap, dense, paced, monkeypatch):
+    inside = sys.modules["pyro_mvae.search.rounds"]
+    teacher, out, trained = MODELS["VAE"]((1, 16, 16)).eval(), tmp_path / "small", inside.trained
     before = miniaturize(teacher, **quick(data, out, minutes=0.02)).table.set_index("name")
     kept = {path: path.stat().st_mtime_ns for path in (out / "candidates").glob("*-[0-3].json")}
+
+    def interrupted(plan, rung, *more):
+        if list((out / "candidates").glob("*-4.json")):
+            raise KeyboardInterrupt
+        return trained(plan, rung, *more)
+
+    monkeypatch.setattr(inside, "trained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        miniaturize(teacher, **quick(data, out, minutes=0.06))
+    monkeypatch.setattr(inside, "trained", trained)
     more = miniaturize(teacher, **quick(data, out, minutes=0.06))
     after = more.table.set_index("name")
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
@@ -137,9 +148,42 @@ def test_a_search_that_is_given_more_minutes_trains_its_best_students_on(data, t
     assert (after["held_out"] <= before["held_out"][after.index]).all()
     assert after["held_out"].min() < before["held_out"].min()
     assert after.loc[more.name, "epochs"] > before.loc[more.name, "epochs"]
+    agreeing(out, more.table)
     times = {path: path.stat().st_mtime_ns for path in (out / "candidates").iterdir()}
-    assert miniaturize(teacher, **quick(data, out, minutes=0.06)).name == more.name
+    assert miniaturize(teacher, **quick(data, out, minutes=None)).name == more.name
     assert times == {path: path.stat().st_mtime_ns for path in (out / "candidates").iterdir()}
+
+
+def agreeing(out, table):
+    """Each row is the best of its student's, and so is the file of its name."""
+    for row in table.itertuples():
+        rows = {path: json.loads(path.read_text()) for path in (out / "candidates").glob(f"{row.name}-?.json")}
+        best = min(rows, key=lambda path: rows[path]["held_out"])
+        assert (row.rounds, row.held_out, row.epochs) == (len(rows), rows[best]["held_out"], rows[best]["epochs"])
+        small = best.with_suffix(".int8.safetensors").read_bytes()
+        assert (out / "candidates" / f"{row.name}.safetensors").read_bytes() == small
+
+
+def test_who_comes_back_late_takes_nothing_from_who_came_instead(data, tmp_path, cheap, dense, paced, monkeypatch):
+    inside = sys.modules["pyro_mvae.search.rounds"]
+    teacher, out, trained, gone = MODELS["VAE"]((1, 16, 16)).eval(), tmp_path / "small", inside.trained, []
+
+    def lost(plan, rung, *more):
+        if rung == 1 and gone in ([], [plan.name]):
+            gone[:] = [plan.name]
+            raise FloatingPointError("the loss is nan; try a lower lr")
+        return trained(plan, rung, *more)
+
+    monkeypatch.setattr(inside, "trained", lost)
+    found = miniaturize(teacher, **quick(data, out, minutes=0.02))
+    assert found.lost == {gone[0]: "the loss is nan"}
+    assert len(found.table) == 4
+    agreeing(out, found.table)
+    monkeypatch.setattr(inside, "trained", trained)
+    again = miniaturize(teacher, **quick(data, out, minutes=0.02))
+    assert again.lost == {}
+    agreeing(out, again.table)
+    assert again.table["held_out"].min() <= found.table["held_out"].min()
 
 
 def test_a_round_that_makes_a_student_worse_leaves_it_as_it_was(data, tmp_path, cheap, dense, paced, monkeypatch):
@@ -152,8 +196,15 @@ def test_a_round_that_makes_a_student_worse_leaves_it_as_it_was(data, tmp_path, 
 
     monkeypatch.setattr(inside, "negative_log_likelihood", worse_and_worse)
     found = miniaturize(teacher, **quick(data, out))
-    first = [json.loads(path.read_text())["epochs"] for path in (out / "candidates").glob("*-0.json")]
-    assert (found.table["rounds"].max(), sorted(found.table["epochs"])) == (4, sorted(first))
+    assert (found.table["rounds"].max(), set(found.table["round"])) == (4, {1})
+    agreeing(out, found.table)
     nll = measure(found.model, data.test.images, num_samples=2, binarization="none", seed=0).nats
     assert found.table["nll"][found.table["chosen"]].item() == pytest.approx(nll)
-    assert found.model.passes == ("Quantize(weight_bits=8, ranges='moving')",)
+
+
+def test_a_student_of_no_likelihood_is_lost(data, tmp_path, cheap, dense, paced, monkeypatch):
+    inside = sys.modules["pyro_mvae.search.rounds"]
+    measure, nan = inside.negative_log_likelihood, float("nan")
+    monkeypatch.setattr(inside, "negative_log_likelihood", lambda *given, **how: replace(measure(*given, **how), nats=nan))
+    with pytest.raises(FloatingPointError, match=r"no student could be trained: mlp-.*: the NLL of held-out images is nan"):
+        miniaturize(MODELS["VAE"]((1, 16, 16)).eval(), **quick(data, tmp_path / "small", minutes=0.001))
