@@ -8,7 +8,7 @@ from typing import Any
 import click
 from torch import Tensor
 
-from pyro_mvae import VAE, Budget, Verification, document, export_executorch, load_model
+from pyro_mvae import VAE, Budget, document, export_executorch, load_model
 from pyro_mvae import miniaturize as run
 from pyro_mvae.cli.terminal import Verb, progress_bars, show
 from pyro_mvae.export.capture import PARTS
@@ -86,16 +86,19 @@ def miniaturize(
             progress=progress,
             **settings,
         )
-        files = phone_files(found.model, Path(out), images.test.images)
+        measured = phone_files(found.model, Path(out), images.test.images)
     show(filled(f"Students of {checkpoint}", *as_text(found.table)))
-    reached = {**found.table[found.table["chosen"]].iloc[0], "kb": sum(each.bytes for each in files) / KB}
+    reached = {**found.table[found.table["chosen"]].iloc[0], **measured}
     figures = ", ".join(f"{shown(axis, float(reached[axis]))} of {shown(axis, bound)}" for axis, bound in budget.given().items())
     click.echo(f"{found.name}: {figures}")
+    for axis, value in budget.over(measured).items():
+        click.echo(f"Its files, measured once more, are over the budget: {shown(axis, value)}. Give less than the phone allows.")
     click.echo(f"Everything is in {out}: student.safetensors, encoder.pte and decoder.pte with README.md; look at pareto.html")
 
 
-def phone_files(student: VAE, out: Path, images: Tensor) -> list[Verification]:
-    """The two files that were weighed, written and verified, with what lies beside such files."""
+def phone_files(student: VAE, out: Path, images: Tensor) -> dict[str, float]:
+    """Write and verify the student's two files, with what lies beside such files; what they weigh and take, as in a `Cost`."""
     files = [export_executorch(student, out / f"{part}.pte", part=part, images=images) for part in PARTS]
-    document(out, student, files, images=images, overwrite=True)
-    return files
+    latencies = document(out, student, files, images=images, overwrite=True)
+    microseconds = sum(timed["p50_us"] for timed in latencies.values() if timed is not None)
+    return {"kb": sum(each.bytes for each in files) / KB, "latency_us": round(microseconds, 1)}

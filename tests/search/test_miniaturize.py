@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_mvae import VAE, export_onnx, load_model, save_model
+from pyro_mvae import VAE, document, export_onnx, load_model, save_model
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Split
 from pyro_mvae.evaluate.cost import num_macs
@@ -328,15 +328,23 @@ def test_a_loss_that_cannot_be_kept_says_how_near_one_came(data, tmp_path, cheap
         miniaturize(teacher, data, budget=Budget(kb=4), out=tmp_path / "b", **arguments)
 
 
-def test_command(tmp_path, cheap):
+def slow(latencies):
+    """Of files that turn out to take a millisecond each."""
+    return {path: {**timed, "p50_us": 1000.0} for path, timed in latencies.items()}
+
+
+def test_command(tmp_path, cheap, monkeypatch):
     pictures, vae, out = f"folder:{picture_folder(tmp_path / 'pictures')}", tmp_path / "vae.safetensors", tmp_path / "small"
     run("train", vae, "--data", pictures, "--size", 8, "--epochs", 1, "--latent-dim", 4)
     words = ["miniaturize", vae, "--data", pictures, "--minutes", 0.001, "--nll-samples", 1, "--latent-dim", 4]
     line = mistake(*words, "--budget-kb", 3, "--out", tmp_path / "none", code=3)
     assert re.search(r"budget can't be met: 3 KB \(nearest: \d+\.\d+ KB\)", line)
-    bounds = ["--max-macs", 1e9, "--max-nll-loss", 1e6]
+    bounds = ["--max-macs", 1e9, "--max-nll-loss", 1e6, "--max-latency-us", 400]  # files of `cheap` take 10
+    monkeypatch.setattr(sys.modules["pyro_mvae.search.miniaturize"], "LatencyTable", Proportional)
+    monkeypatch.setattr(sys.modules["pyro_mvae.cli.miniaturize"], "document", lambda *given, **how: slow(document(*given, **how)))
     text = run(*words, "--budget-kb", 30, *bounds, "--processes", 1, "--out", out).stdout
     student = load_model(out / "student.safetensors")
+    assert "Its files, measured once more, are over the budget: 2,000 µs. Give less than the phone allows." in text
     kb = sum((out / f"{part}.pte").stat().st_size for part in ("encoder", "decoder")) / 1000
     assert f"{kb:.4g} KB of 30 KB, {num_macs(student):,} multiply-adds of 1,000,000,000 multiply-adds" in text
     kept = {"student.safetensors", "pareto.csv", "pareto.html", "candidates", "manifest.json", "README.md"}
