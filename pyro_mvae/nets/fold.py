@@ -19,6 +19,9 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
 
     `Branches` are one convolution in it. The result computes what `net` computes in evaluation mode, to float32 rounding.
 
+    Raises:
+        ValueError: for a normalisation that keeps no running statistics.
+
     Example:
         >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
@@ -44,6 +47,8 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
 
 def absorb(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
     """Scale and shift a convolution as the normalisation after it would."""
+    if norm.running_mean is None:
+        raise ValueError(f"{norm} keeps no running statistics, and can't be folded: make it with track_running_stats=True")
     groups = conv.groups if conv.transposed else 1  # whose weights have the channels of one group beside each other
 
     def of_groups(values: Tensor | None) -> Sequence[Tensor | None]:

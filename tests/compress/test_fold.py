@@ -123,3 +123,9 @@ def test_folding_is_exact_with_groups(kind, before, after, groups, affine):
     assert isinstance(folded[1], nn.Identity)
     assert folded[0].weight.shape == net[0].weight.shape
     torch.testing.assert_close(folded(x), net(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_normalisation_without_statistics_is_refused():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match="keeps no running statistics"):
+        fold_batch_norm(net)
