@@ -92,7 +92,7 @@ def miniaturize(
     figures = ", ".join(f"{shown(axis, float(reached[axis]))} of {shown(axis, bound)}" for axis, bound in budget.given().items())
     click.echo(f"{found.name}: {figures}")
     for axis, value in budget.over(measured).items():
-        click.echo(f"Its files, measured once more, are over the budget: {shown(axis, value)}. Give less than the phone allows.")
+        click.echo(f"Its files, measured at last, are over the budget: {shown(axis, value)}. Ask for less than the phone allows.")
     click.echo(f"Everything is in {out}: student.safetensors, encoder.pte and decoder.pte with README.md; look at pareto.html")
 
 

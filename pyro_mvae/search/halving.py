@@ -21,6 +21,8 @@ MINUTES = 10.0
 """Of a search that is not told."""
 ROUND_SHARES = (0.2, 0.2, 0.2, 0.4)
 """Of the time: for all students, a half of them, three, of each kind of nets the best, and one, with rounding at last."""
+AGAIN = ROUND_SHARES[2:]
+"""Those that time which is given again is shared as."""
 KEPT = 2
 """One of so many is in the second round, and the best of each kind of nets at least: some learn fast and others get far."""
 LEAST_EPOCHS = 4
@@ -59,7 +61,7 @@ class Rung:
 
 
 def rungs(students: int, minutes: Sequence[float], *, processes: int = 1) -> list[Rung]:
-    """The rounds of so many students' search: as of `ROUND_SHARES`, and as the last two of those in what it is given more.
+    """The rounds of so many students' search: as of `ROUND_SHARES`, and as of `AGAIN` in what it is given more.
 
     Args:
         students: how many there are to begin with.
@@ -74,11 +76,11 @@ def rungs(students: int, minutes: Sequence[float], *, processes: int = 1) -> lis
     """
     few = min(students, len(KINDS))
     numbers = (students, max(students // KEPT, few), few, 1)
-    begun = list(zip(ROUND_SHARES, numbers, strict=True))
-    more = [(share / sum(ROUND_SHARES[2:]), number) for share, number in begun[2:]]
+    once = list(zip(ROUND_SHARES, numbers, strict=True))
+    again = [(share / sum(AGAIN), number) for share, number in once[-len(AGAIN) :]]
     return [
         Rung(round(share * (end - start) * 60 / math.ceil(number / processes), 3), number, rounded=i == len(shared) - 1)
-        for start, end, shared in zip([0.0, *minutes], minutes, [begun, *[more] * (len(minutes) - 1)], strict=False)
+        for start, end, shared in zip([0.0, *minutes], minutes, [once, *[again] * (len(minutes) - 1)], strict=False)
         for i, (share, number) in enumerate(shared)
     ]
 
@@ -106,7 +108,7 @@ def granted(out: Path, minutes: float | None) -> list[float]:
     path = out / "minutes.json"
     known: list[float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     wanted = float(known[-1] if known else MINUTES) if minutes is None else float(minutes)
-    used = [each for i, each in enumerate(known) if begun(out, i)]
+    used = [each for i, each in enumerate(known) if any_used(out, i)]
     if used and wanted < used[-1]:
         raise ValueError(f"{out} holds a search of {used[-1]:g} minutes, not {wanted:g}: give that or more, or another --out")
     now = used if used and wanted == used[-1] else [*used, wanted]
@@ -115,11 +117,11 @@ def granted(out: Path, minutes: float | None) -> list[float]:
     return now
 
 
-def begun(out: Path, i: int) -> bool:
+def any_used(out: Path, i: int) -> bool:
     """Whether any of the minutes that a search was given first (i = 0), or again, were used."""
     if i == 0:
         return (out / "students.json").is_file()
-    first = len(ROUND_SHARES) + 2 * (i - 1)
+    first = len(ROUND_SHARES) + len(AGAIN) * (i - 1)
     return any((out / "candidates").glob(f"*-{first}.job.json"))
 
 

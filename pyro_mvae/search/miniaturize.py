@@ -180,11 +180,9 @@ def miniaturize(
     check_handed_over(teacher)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            given = granted(Path(folder), minutes)
-            return searched(search, given, teacher, data, Path(folder), processes, latency_table, progress)
+            return searched(search, minutes, teacher, data, Path(folder), processes, latency_table, progress)
     claim(Path(out) / "search.json", {**asdict(search), **digests(teacher, data), "format": FORMAT}, what="search")
-    given = granted(Path(out), minutes)
-    return searched(search, given, teacher, data, Path(out), processes, latency_table, progress)
+    return searched(search, minutes, teacher, data, Path(out), processes, latency_table, progress)
 
 
 def digests(teacher: VAE, data: Data) -> dict[str, str]:
@@ -195,7 +193,7 @@ def digests(teacher: VAE, data: Data) -> dict[str, str]:
 
 def searched(
     search: Search,
-    minutes: Sequence[float],
+    minutes: float | None,
     teacher: VAE,
     data: Data,
     out: Path,
@@ -203,6 +201,7 @@ def searched(
     table: LatencyTable | None,
     progress: Track,
 ) -> Miniature:
+    given = granted(out, minutes)
     data, held = with_held_out(data, seed=search.seed)
     latents = search.latent_dims or (fitting_latents(teacher, data.train.images),)
     teachers = {size: taught(teacher, size, data, out) for size in latents}
@@ -216,7 +215,7 @@ def searched(
     def begun() -> dict[Plan, Cost]:
         plans = planned(search, teachers, table or LatencyTable(LatencyTable.usual_path()), progress)
         epoch = statistics.median(pace(plan, students=len(plans)).seconds for plan in plans[: len(KINDS)])
-        most = affordable(len(plans), minutes[0] * 60, epoch=epoch, processes=processes)
+        most = affordable(len(plans), given[0] * 60, epoch=epoch, processes=processes)
         return laid_out(plans, teachers, search.budget, out, most=most, progress=progress)
 
     costs = once_laid_out(out, begun)
@@ -226,7 +225,7 @@ def searched(
         files = handed_over(teachers, data, held, Path(shared))
         lesson = Lesson(seed=search.seed, files=files, out=out, nll_samples=search.nll_samples, **how)
 
-        halving = rungs(len(costs), minutes, processes=processes)
+        halving = rungs(len(costs), given, processes=processes)
 
         def job(plan: Plan, rung: int, students: int) -> Job:
             seconds, told = halving[rung].seconds, replace(lesson, rounded=halving[rung].rounded)

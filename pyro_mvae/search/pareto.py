@@ -29,7 +29,10 @@ def front(table: pd.DataFrame, columns: Sequence[str]) -> list[bool]:
 
 
 def write_pareto(table: pd.DataFrame, budget: Budget, out: Path, *, lost: Mapping[str, str]) -> None:
-    """Write `pareto.csv` and `pareto.html`: each student with its number, against each cost, and why some were lost.
+    """Write `pareto.csv` and `pareto.html`: each student with its number, against each cost.
+
+    Args:
+        lost: why students came to no numbers in some round, for the page, by their names.
 
     Raises:
         OSError: when the folder can't be written.

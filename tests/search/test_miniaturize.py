@@ -344,7 +344,7 @@ def test_command(tmp_path, cheap, monkeypatch):
     monkeypatch.setattr(sys.modules["pyro_mvae.cli.miniaturize"], "document", lambda *given, **how: slow(document(*given, **how)))
     text = run(*words, "--budget-kb", 30, *bounds, "--processes", 1, "--out", out).stdout
     student = load_model(out / "student.safetensors")
-    assert "Its files, measured once more, are over the budget: 2,000 µs. Give less than the phone allows." in text
+    assert "Its files, measured at last, are over the budget: 2,000 µs. Ask for less than the phone allows." in text
     kb = sum((out / f"{part}.pte").stat().st_size for part in ("encoder", "decoder")) / 1000
     assert f"{kb:.4g} KB of 30 KB, {num_macs(student):,} multiply-adds of 1,000,000,000 multiply-adds" in text
     kept = {"student.safetensors", "pareto.csv", "pareto.html", "candidates", "manifest.json", "README.md"}
