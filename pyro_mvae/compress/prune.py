@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,8 @@ LAYERS = (*CONVOLUTIONS, nn.Linear)
 """What has channels; a linear layer's are its features."""
 MOST = 0.9
 """The share of a layer's channels that a global ratio may take: the nets stay whole."""
+MISSED = 0.05
+"""The share of a net's channels by which a global ratio may be missed."""
 SEEN = 256
 """How many images gradients are averaged over."""
 SHUFFLES = ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
@@ -63,15 +66,16 @@ class PruneChannels:
     Args:
         ratio: share of channels to remove, from 0 up to 1; or that of single layers, by the names that `channels` gives them:
             layers tied to those lose as many, all others none.
-        round_to: what the number of channels kept is a multiple of.
+        round_to: what the number of channels kept is a multiple of. It goes before the ratio: of few channels more are kept, or
+            fewer, than the ratio says, and one multiple at least; all of a layer that has no more than that.
         importance: "magnitude", the L2 norm over everything a channel touches; "taylor", how much the loss on images changes
             without it, to first order; "bn_scale", the scale of its batch normalisation; "group_l1", see `group_norms`.
-        scope: "layer", every layer loses the same share; "global", the channels of each net are ranked together, and a layer
-            loses 90 % at most.
+        scope: "layer", every layer loses the same share; "global", the channels of each net are ranked together, as many go as
+            come nearest to the ratio when each layer is rounded, and a layer loses 90 % at most.
 
     Raises:
         ValueError: for settings that can't be, a quantised model, an importance that the model can't have, a layer that there is
-            not, or a ratio that was not reached, with the layer's name.
+            not, a layer that can't lose its channels, by name, or a global ratio that is missed by more than 5 % of a net's.
 
     Example:
         >>> from pyro_mvae.models import MVAE
@@ -305,16 +309,24 @@ def named(groups: Sequence[tuple[Any, set[str]]], widths: Mapping[str, int], by:
 def ranked(groups: Sequence[tuple[Any, set[str]]], by: PruneChannels) -> dict[str, int]:
     """The channels each layer is to keep where those of all that matter least go; layers tied to each other keep as many."""
     assert not isinstance(by.ratio, Mapping)
-    targets: dict[str, int] = {}
     scores = [IMPORTANCES[by.importance]()(group) for group, _ in groups]
     lowest = [some.sort().values[: int(MOST * len(some))] for some in scores]
-    wanted = int(by.ratio * sum(map(len, scores)))
-    candidates = torch.cat(lowest).sort().values if lowest else torch.empty(0)
-    limit = candidates[min(wanted, len(candidates)) - 1] if wanted else -torch.inf
-    for some, low, (_, members) in zip(scores, lowest, groups, strict=True):
-        gone = int((low <= limit).sum()) / len(some)
-        targets |= dict.fromkeys(members, kept_channels(len(some), ratio=gone, round_to=by.round_to))
-    return targets
+    limits = torch.cat([torch.tensor([-torch.inf]), *lowest]).unique().tolist()
+
+    def left(limit: float) -> list[int]:
+        gone = [int((low <= limit).sum()) / len(some) for some, low in zip(scores, lowest, strict=True)]
+        return [kept_channels(len(some), ratio=share, round_to=by.round_to) for some, share in zip(scores, gone, strict=True)]
+
+    total = sum(map(len, scores))
+    wanted = (1 - by.ratio) * total
+    place = bisect_left(limits, -wanted, key=lambda limit: -sum(left(limit)))  # fewer are left the higher the limit is
+    kept = min((left(limit) for limit in limits[max(place - 1, 0) : place + 1]), key=lambda each: abs(sum(each) - wanted))
+    if abs(sum(kept) - wanted) > max(MISSED * total, by.round_to / 2):
+        raise ValueError(
+            f"{total - sum(kept)} of {total} channels can go, where ratio {by.ratio} asks for {by.ratio * total:.0f}: each layer "
+            f"keeps a multiple of {by.round_to}, and {1 - MOST:.0%} of its channels at least: choose a smaller round_to or ratio"
+        )
+    return {name: n for n, (_, members) in zip(kept, groups, strict=True) for name in members}
 
 
 def check_shuffles(net: nn.Module) -> None:

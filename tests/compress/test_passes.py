@@ -9,7 +9,7 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
@@ -99,7 +99,12 @@ def gone_through(name, nets, passes):
     model = getattr(models, name)(**nets)
     seen = torch.randint(0, 256, (6, *model.image_shape), dtype=torch.uint8)
     for step in passes:
-        model = step(model, seen)
+        try:
+            model = step(model, seen)
+        except ValueError as error:
+            if "where ratio 0.3 asks for" not in str(error):
+                raise
+            reject()  # of hardly any channels no such share can go
     assert model.passes == tuple(map(repr, passes))
     if SMALLER["latents"] in passes and name != "VQVAE":  # whose latents are numbers of codes
         assert model.latent_dim == 2

@@ -10,7 +10,7 @@ from torch import nn
 
 from pyro_mvae import VAE
 from pyro_mvae.compress import PruneChannels, PruneLatents, Shrink
-from pyro_mvae.compress.prune import channels, kept_channels, output_layers, prune
+from pyro_mvae.compress.prune import channels, inner_channels, kept_channels, layers_of, output_layers, prune, tied
 from pyro_mvae.nets.fold import CONVOLUTIONS
 from tests.catalog import MODELS
 from tests.seen import having_seen
@@ -88,6 +88,36 @@ def test_a_global_ratio_takes_most_from_the_layers_that_matter_least(images):
     assert share["encoder.body.1.0"] < share["encoder.body.0.0"]
     inner = [name for name in before if name.startswith("encoder.body")]
     assert sum(after[name] for name in inner) / sum(before[name] for name in inner) == pytest.approx(0.7, abs=0.02)
+
+
+@given(
+    st.sampled_from(["conv", "mobile", "mlp"]),
+    st.lists(st.integers(2, 40), min_size=1, max_size=3),
+    st.floats(0, 0.9),
+    st.sampled_from([1, 4, 8]),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_global_ratio_is_that_of_all_channels_together_or_an_error(net, widths, ratio, round_to):
+    """Rounding each layer by itself may add up: the number that comes nearest after rounding is what goes."""
+    model = VAE((1, 16, 16), 4, net=net, widths=widths, hidden=24)
+    try:
+        small = PruneChannels(ratio, round_to=round_to, importance="group_l1", scope="global")(model)
+    except ValueError as error:
+        if "channels can go, where ratio" not in str(error):
+            raise
+        return
+    before, after = inner_channels(model), inner_channels(small)
+    for part, (own, example) in model.deployable().items():
+        outputs = output_layers(own)
+        layers = layers_of(own)
+        groups = [{f"{part}.{name}" for name in names} for _, names in tied(own, example, layers, outputs)]
+        sums = [sum(each[min(names)] for names in groups) for each in (before, after)]
+        assert abs(sums[1] - (1 - ratio) * sums[0]) <= max(0.05 * sums[0], round_to / 2)
+
+
+def test_a_global_ratio_that_rounding_leaves_no_room_for_is_refused():
+    with pytest.raises(ValueError, match=r"^0 of 12 channels can go, where ratio 0\.5 asks for 6"):
+        PruneChannels(0.5, scope="global")(VAE((1, 16, 16), 4, widths=(4, 4), hidden=4))
 
 
 def test_pruning_takes_the_smallest_channels():
