@@ -15,11 +15,12 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 from pyro_mvae import compress, export_coreml, export_executorch, export_onnx, fit, load_model, models, save_model
-from pyro_mvae.compress import FoldAndFuse, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
+from pyro_mvae.compress import Distill, FoldAndFuse, Palettize, PruneChannels, PruneLatents, Quantize, Shrink, SparseCode
 from pyro_mvae.compress.prune import channels
 from pyro_mvae.export.capture import PARTS
+from pyro_mvae.nets.palette import how_palettized
 from pyro_mvae.nets.quantized import check_calibrated, quantized
-from tests.catalog import BOUNDS, MODELS, PASSES, REFUSED
+from tests.catalog import BOUNDS, EXPORTERS, MODELS, PASSES, REFUSED
 from tests.seen import having_seen
 
 CASES = [(model, name) for model in MODELS for name in PASSES if (model, name) not in REFUSED]
@@ -88,8 +89,10 @@ def any_passes(draw):
     name = draw(st.sampled_from(sorted(MODELS)))
     possible = [each for each in sorted(SMALLER) if (name, type(SMALLER[each]).__name__) not in REFUSED]
     chosen = draw(st.permutations(possible))[: draw(st.integers(0, len(possible)))]
-    first = [Shrink(width=0.6, latent_dim=2)] if draw(st.booleans()) else []
-    last = draw(st.sampled_from([[], [Quantize()], [Quantize(weight_bits=4)], [Quantize(ranges="learned")]]))
+    shrink = Shrink(width=0.6, latent_dim=2)
+    taught = [] if (name, "Distill") in REFUSED else [Distill(shrink, epochs=1)]
+    first = draw(st.sampled_from([[], [shrink], taught]))
+    last = draw(st.sampled_from([[], [Quantize()], [Quantize(weight_bits=4)], [Quantize(ranges="learned")], [Palettize(bits=2)]]))
     return name, draw(st.fixed_dictionaries(NETS)), (*first, *(SMALLER[each] for each in chosen), *last)
 
 
@@ -129,15 +132,15 @@ def test_any_passes_in_any_order(tmp_path_factory, drawn):
     assert torch.equal(loaded.decode(vae.encode(x)), vae.decode(vae.encode(x)))
 
 
-@given(any_passes(), st.sampled_from(PARTS))
-@settings(max_examples=8, deadline=None)
-def test_any_of_them_goes_to_a_phone(tmp_path_factory, drawn, part):
-    """What is written is held against PyTorch, on images, as a file for any runtime and as a package for Core ML."""
+@given(any_passes(), st.sampled_from(PARTS), st.sampled_from(sorted(EXPORTERS)))
+@settings(max_examples=15, deadline=None)
+def test_any_of_them_goes_to_a_phone(tmp_path_factory, drawn, part, name):
+    """What is written is held against PyTorch, on images; palettes are for Core ML alone."""
     model, seen = gone_through(*drawn)
-    model.eval()
-    folder = tmp_path_factory.mktemp("files")
-    export_onnx(model, folder / f"{part}.onnx", part=part, images=seen)
-    export_coreml(model, folder / f"{part}.mlpackage", part=part, images=seen)
+    palettes = how_palettized(model) is not None
+    export, suffix, _ = EXPORTERS["export_coreml" if palettes else name]
+    how = {"precision": "palettized"} if palettes else {}
+    export(model.eval(), tmp_path_factory.mktemp("files") / f"{part}{suffix}", part=part, images=seen, **how)
 
 
 @pytest.mark.parametrize("name", PASSES)
