@@ -11,10 +11,14 @@ from pyro_mvae.compress.passes import Model, copied, needed
 from pyro_mvae.data.batches import scaled
 from pyro_mvae.data.images import spread
 from pyro_mvae.models import VAE
+from pyro_mvae.nets.equalize import equalize
+from pyro_mvae.nets.fold import fold_batch_norm
+from pyro_mvae.nets.modes import evaluating
 from pyro_mvae.nets.palette import how_palettized
-from pyro_mvae.nets.quantized import learn_ranges, quantized_pair, roundings
+from pyro_mvae.nets.quantized import is_quantized, learn_ranges, quantized_pair, roundings
 from pyro_mvae.nets.rounding import ActivationQuantizer
 from pyro_mvae.numbers import count
+from pyro_mvae.theta import Weights, last_layer
 
 RANGES = ("moving", "learned")
 CALIBRATED, SAMPLED, WEIGHED = 512, 4096, 256
@@ -25,9 +29,10 @@ CALIBRATED, SAMPLED, WEIGHED = 512, 4096, 256
 class Quantize:
     """Weights of a few bits with a scale for each channel, and activations of 8, rounded in training as on the phone, (17).
 
-    Batch normalisation is folded first. With images the ranges of the activations are theirs, the largest weights of a channel
-    are cut where that loses least, and the model is ready: quantised after training. Train on in either case: weights learn to
-    live with the rounding, as the bound is that of the quantised nets.
+    Batch normalisation is folded first. With images channels are made equally large where that is free, the ranges of the
+    activations are those of images, the largest weights of a channel are cut where that loses least, and the model is ready:
+    quantised after training. Train on in either case: weights learn to live with the rounding, as the bound is that of the
+    quantised nets.
 
     Args:
         weight_bits: from 2 to 8; Core ML packages for iOS 18 hold half a byte for 4 or fewer, all other files a whole one.
@@ -58,13 +63,33 @@ class Quantize:
             needed(images, self)
         if how_palettized(model) is not None:
             raise ValueError("a palettised model can't be quantised: choose one of the two")
+        if is_quantized(model):
+            raise ValueError("the model is quantised already")
         model = copied(model, self)
+        if images is not None:
+            equalize_channels(model, needed(images, self), bits=self.weight_bits)
         model.encoder, model.decoder = quantized_pair(model.encoder, model.decoder, bits=self.weight_bits)
         if images is not None:
             calibrate(model, needed(images, self))
         if self.ranges == "learned":
             learn_ranges(model)
         return model
+
+
+@torch.no_grad()
+def equalize_channels(model: VAE, images: Tensor, *, bits: int) -> None:
+    """Fold a model's nets and `equalize` them, in place: on images, on their codes, and on codes drawn from the prior.
+
+    Weights of fewer bits than activations are made no more unequal. Bayesian ones, which are drawn, stay as they are.
+    """
+    model.encoder, model.decoder = fold_batch_norm(model.encoder), fold_batch_norm(model.decoder)
+    bayesian = last_layer(model.decoder)[1] if isinstance(model.theta, Weights) else None
+    x = scaled(spread(images, CALIBRATED).to(next(model.parameters()).device))
+    with torch.random.fork_rng(devices=[]), evaluating(model):
+        torch.manual_seed(0)
+        equalize(model.encoder, lambda: model.encoder(x), depthwise_only=bits < 8)
+        z = torch.cat([model.posterior(x).sample(), model.prior(len(x)).sample()])
+        equalize(model.decoder, lambda: model.decoder(z), depthwise_only=bits < 8, but=bayesian)
 
 
 @torch.no_grad()
