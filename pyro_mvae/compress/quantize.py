@@ -59,21 +59,26 @@ class Quantize:
             raise ValueError(f"ranges is {self.ranges!r}, expected one of: {', '.join(RANGES)}")
 
     def __call__(self, model: Model, images: Tensor | None = None, /) -> Model:
-        if self.ranges == "learned":
-            needed(images, self)
+        if self.ranges == "learned" or images is not None:
+            images = needed(images, self)
         if how_palettized(model) is not None:
             raise ValueError("a palettised model can't be quantised: choose one of the two")
         if is_quantized(model):
             raise ValueError("the model is quantised already")
         model = copied(model, self)
         if images is not None:
-            equalize_channels(model, needed(images, self), bits=self.weight_bits)
+            equalize_channels(model, images, bits=self.weight_bits)
         model.encoder, model.decoder = quantized_pair(model.encoder, model.decoder, bits=self.weight_bits)
         if images is not None:
-            calibrate(model, needed(images, self))
+            calibrate(model, images)
         if self.ranges == "learned":
             learn_ranges(model)
         return model
+
+
+def codes(model: VAE, x: Tensor) -> Tensor:
+    """Codes of images, and as many that are drawn from the prior: what a decoder is given."""
+    return torch.cat([model.posterior(x).sample(), model.prior(len(x)).sample()])
 
 
 @torch.no_grad()
@@ -88,7 +93,7 @@ def equalize_channels(model: VAE, images: Tensor, *, bits: int) -> None:
     with torch.random.fork_rng(devices=[]), evaluating(model):
         torch.manual_seed(0)
         equalize(model.encoder, lambda: model.encoder(x), depthwise_only=bits < 8)
-        z = torch.cat([model.posterior(x).sample(), model.prior(len(x)).sample()])
+        z = codes(model, x)
         equalize(model.decoder, lambda: model.decoder(z), depthwise_only=bits < 8, but=bayesian)
 
 
@@ -114,10 +119,10 @@ def calibrate(model: VAE, images: Tensor, *, chunk: int = 64) -> None:
         for part in spread(images, CALIBRATED).split(chunk):
             x = scaled(part.to(device))
             model.encoder.train()
-            z = model.posterior(x).sample()
+            z = codes(model, x)
             model.encoder.eval()
             model.decoder.train()
-            model.decoder(torch.cat([z, model.prior(len(x)).sample()]))
+            model.decoder(z)
             model.decoder.eval()
     for handle in handles:
         handle.remove()
@@ -136,7 +141,7 @@ def cut_weights(model: VAE, x: Tensor) -> None:
     handles = [layer.register_forward_pre_hook(lambda layer, inputs: given.update({layer: inputs[0]})) for layer in roundings_of]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model.decoder(torch.cat([model.posterior(x).sample(), model.prior(len(x)).sample()]))
+        model.decoder(codes(model, x))
     for handle in handles:
         handle.remove()
     for layer, rounding in roundings_of.items():

@@ -44,7 +44,7 @@ def equalize(net: nn.Module, run: Callable[[], Any], *, depthwise_only: bool = F
         ([8.0, 8.0], True)
     """
     pairs = [
-        (first, second) for first, second in neighbours(net) if second is not but and (is_depthwise(second) or not depthwise_only)
+        (first, second) for first, second in adjacent(net) if second is not but and (is_depthwise(second) or not depthwise_only)
     ]
     largest: dict[nn.Module, Tensor] = {}
 
@@ -91,7 +91,7 @@ def rescale(first: Conv, second: Conv, scales: Tensor) -> None:
     by_group(second).div_(scales.unflatten(0, (second.groups, -1))[:, None, :, None, None])
 
 
-def neighbours(net: nn.Module) -> list[tuple[Conv, Conv]]:
+def adjacent(net: nn.Module) -> list[tuple[Conv, Conv]]:
     """Convolutions with nothing between them but a ReLU, each called once, and the one that alone reads what the other gives."""
     modules, calls = dict(net.named_modules()), call_modules(net)
     times = Counter(modules[str(node.target)] for node in calls)
