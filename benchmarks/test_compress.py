@@ -76,7 +76,7 @@ CASES = {
         pruned=0.75,
         more=5,
         rounding=2,
-        minutes={"size": 120, "tenth": 35, "macs": 120, "search": 60},
+        minutes={"size": 120, "tenth": 35, "macs": 120, "search": 120},
         sparse=(0.5, 0.5),
         codes=5,
     ),

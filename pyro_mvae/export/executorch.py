@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -26,6 +24,8 @@ from pyro_mvae.nets.quantized import is_quantized
 
 FLOATS = {"xnnpack": "float32", "coreml": "float16"}
 """Backends, and what they compute in where it is no integers."""
+ALIGNMENT = 16
+"""Bytes: of constants and segments of a file, as XNNPACK's own are; what a runtime reads into memory is aligned to no more."""
 
 
 def export_executorch(
@@ -85,7 +85,7 @@ def lowered(program: torch.export.ExportedProgram) -> bytes:
     """The content of the `.pte` of a captured graph, for XNNPACK."""
     xnnpack = import_quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     read_late(program.graph)
-    with quiet(), listed_once(), short_names():
+    with quiet(), listed_once(), constants_beside_graph():
         return edge(program, xnnpack.XnnpackPartitioner())
 
 
@@ -104,21 +104,38 @@ def read_late(graph: torch.fx.Graph) -> None:
 def edge(program: torch.export.ExportedProgram, partitioner: Any) -> bytes:
     """The content of the `.pte` of a captured graph."""
     exir = import_quietly("executorch.exir")
-    return exir.to_edge_transform_and_lower(program, partitioner=[partitioner]).to_executorch().buffer
+    lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
+    return lowered.to_executorch(exir.ExecutorchBackendConfig(segment_alignment=ALIGNMENT)).buffer
 
 
 @contextmanager
-def short_names() -> Iterator[None]:
-    """Name XNNPACK's constants by 12 digits of their hash instead of 64, twice a constant: 7 % of a file of 64 KB.
+def constants_beside_graph() -> Iterator[None]:
+    """Write XNNPACK's constants behind the graph that reads them: a third of a small file is their names and places otherwise.
 
-    ExecuTorch itself refuses two different constants of one name.
+    ExecuTorch gives each one a name in the program, for methods to share it, and a place of its own.
     """
-    visitor = import_quietly("executorch.backends.xnnpack.operators.node_visitor")
+    backend = import_quietly("executorch.backends.xnnpack.xnnpack_preprocess")
+    stores = import_quietly("executorch.exir._serialize._named_data_store")
+    known: dict[str, bytes] = {}
 
-    def sha256(content: bytes) -> SimpleNamespace:
-        return SimpleNamespace(hexdigest=lambda: hashlib.sha256(content).hexdigest()[:12])
+    class Kept(stores.NamedDataStore):  # type: ignore[misc, name-defined]
+        def add_named_data(self, key: str, data: bytes, *_: Any, **__: Any) -> None:
+            known[key] = data
 
-    with mock.patch.object(visitor, "hashlib", SimpleNamespace(sha256=sha256)):
+    def serialized(graph: Any, constants: bytearray) -> bytes:
+        places: dict[str, int] = {}
+        for constant in graph.constant_data:
+            if constant.named_key:
+                if constant.named_key not in places:
+                    constants.extend(bytes(-len(constants) % ALIGNMENT))
+                    places[constant.named_key] = len(constants)
+                    constants.extend(known[constant.named_key])
+                constant.offset = places[constant.named_key]
+            constant.named_key = None
+        return written_out(graph, constants)
+
+    written_out = backend.serialize_xnnpack_binary
+    with mock.patch.multiple(backend, NamedDataStore=Kept, serialize_xnnpack_binary=serialized):
         yield
 
 

@@ -80,7 +80,8 @@ def as_convolution(layer: nn.ConvTranspose2d | IntegerConv) -> nn.Conv2d | Integ
     if conv.bias is not None:
         plain.bias = nn.Parameter(conv.bias.detach().repeat_interleave(times))
     if isinstance(layer, IntegerConv):
-        return IntegerConv(plain, weight, layer.scales.repeat_interleave(times))
+        one_for_all = conv.out_channels == 1 and times > FEW
+        return IntegerConv(plain, weight, layer.scales if one_for_all else layer.scales.repeat_interleave(times))
     plain.weight = nn.Parameter(weight)
     return plain
 

@@ -200,7 +200,7 @@ def convolve(conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, weight: Tensor) ->
 
 
 class IntegerConv(nn.Module):
-    """A convolution whose weights are stored as integers, with a scale for each output channel: what is exported."""
+    """A convolution whose weights are stored as integers, a scale for each output channel or one for all: what is exported."""
 
     integers: Tensor
     scales: Tensor
@@ -213,12 +213,15 @@ class IntegerConv(nn.Module):
         self.register_buffer("integers", integers)
         self.register_buffer("scales", scales)
         self.register_buffer("zero_points", torch.zeros(len(scales), dtype=torch.int64))
+        self.scale = float(scales) if len(scales) < conv.out_channels else None
         self.conv.weight = None  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = torch.ops.quantized_decomposed.dequantize_per_channel.default(
-            self.integers, self.scales, self.zero_points, self.axis, -HIGHEST, HIGHEST, torch.int8
-        )
+        ops, limits = torch.ops.quantized_decomposed, (-HIGHEST, HIGHEST, torch.int8)
+        if self.scale is not None:
+            weight = ops.dequantize_per_tensor.default(self.integers, self.scale, 0, *limits)
+        else:
+            weight = ops.dequantize_per_channel.default(self.integers, self.scales, self.zero_points, self.axis, *limits)
         return convolve(self.conv, x, weight)
 
 

@@ -103,8 +103,9 @@ class Budget:
             return f"{shown(axis, point[axis])}{' with ' if also else ''}{' and '.join(also)}"
 
         nearest = self.nearest(points)
+        figures = {axis: f"nearest: {near(axis, point)}" for axis, point in nearest.items()}
         listing = ", ".join(
-            f"{shown(axis, self.given()[axis])} (nearest: {near(axis, point)})" for axis, point in nearest.items()
+            f"{shown(axis, bound)} ({figures.get(axis, 'nothing was trained')})" for axis, bound in self.given().items()
         )
         return BudgetError(f"the budget can't be met: {listing}", {axis: point[axis] for axis, point in nearest.items()})
 

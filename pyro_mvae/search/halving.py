@@ -32,6 +32,8 @@ LEAST_EPOCHS = 4
 def affordable(students: int, seconds: float, *, epoch: float, processes: int = 1) -> int:
     """How many of some students a search begins with: fewer where there is little time, one at least.
 
+    One of each kind of nets where there is time for an epoch of each: which kind it is matters more than how long it is trained.
+
     Args:
         students: how many there could be.
         seconds: of the whole search.
@@ -40,9 +42,10 @@ def affordable(students: int, seconds: float, *, epoch: float, processes: int = 
 
     Example:
         >>> affordable(12, 200.0, epoch=1.0), affordable(12, 40.0, epoch=1.0), affordable(12, 40.0, epoch=1.0, processes=4)
-        (10, 2, 8)
+        (10, 3, 8)
     """
-    return max(min(students, processes * int(ROUND_SHARES[0] * seconds / (LEAST_EPOCHS * epoch))), 1)
+    epochs = int(ROUND_SHARES[0] * seconds / epoch)
+    return max(min(students, max(processes * (epochs // LEAST_EPOCHS), min(processes * epochs, len(KINDS)))), 1)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from pyro_mvae.search.student import calibrated
 
 
 def laid_out(
-    plans: Sequence[Plan], teachers: dict[int, VAE], budget: Budget, out: Path, *, most: int, progress: Track
+    plans: Sequence[Plan], teachers: dict[int, VAE], budget: Budget, out: Path, *, most: int | None = None, progress: Track
 ) -> dict[Plan, Cost]:
     """The first plans that are within the budget, made smaller where they have to be, and what their files cost, measured.
 
     Args:
-        most: how many there is time to train.
+        most: how many there is time to train; all when None.
     """
     known, found = known_costs(out), {}
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from pyro_mvae.models import VAE
 from pyro_mvae.nets.kinds import KINDS
 from pyro_mvae.numbers import above, count, number
 from pyro_mvae.search.budget import UNITS, Budget, Cost
-from pyro_mvae.search.halving import affordable, granted, halved, rungs
+from pyro_mvae.search.halving import affordable, granted, halved, leaders_first, rungs
 from pyro_mvae.search.layout import known_costs, laid_out, once_laid_out
 from pyro_mvae.search.pace import Pace, pace_of
 from pyro_mvae.search.pareto import front, write_pareto
@@ -213,7 +213,10 @@ def searched(
         return pace_of(plan, teachers[plan.latent_dim], data, out, **on, **how)
 
     def begun() -> dict[Plan, Cost]:
-        plans = planned(search, teachers, table or LatencyTable(LatencyTable.usual_path()), progress)
+        latency = (table or LatencyTable(LatencyTable.usual_path())).estimate
+        plans = planned(search, teachers, latency, progress)
+        if not plans:
+            return laid_out(nearest(search, teachers, latency), teachers, search.budget, out, progress=progress)
         epoch = statistics.median(pace(plan, students=len(plans)).seconds for plan in plans[: len(KINDS)])
         most = affordable(len(plans), given[0] * 60, epoch=epoch, processes=processes)
         return laid_out(plans, teachers, search.budget, out, most=most, progress=progress)
@@ -243,13 +246,16 @@ def threads_of(students: int, processes: int) -> int:
     return torch.get_num_threads() if processes == 1 else threads_each(students, processes=processes)
 
 
-def planned(search: Search, teachers: dict[int, VAE], table: LatencyTable, progress: Track) -> list[Plan]:
-    """What fits the budget by estimate, or what comes nearest to it."""
-    first, smallest = next(iter(teachers)), min(teachers)
+def planned(search: Search, teachers: dict[int, VAE], latency: Callable[[VAE], float], progress: Track) -> list[Plan]:
+    """What fits the budget by estimate, the largest of each kind of nets first."""
     how: dict[str, Any] = {"latent_dims": tuple(teachers), "weight_bits": search.weight_bits, "progress": progress}
-    return candidates(teachers[first], search.budget, latency=table.estimate, **how) or least(
-        teachers[smallest], search.budget, latent_dim=smallest, bits=min(search.weight_bits), latency=table.estimate
-    )
+    return leaders_first(candidates(next(iter(teachers.values())), search.budget, latency=latency, **how))
+
+
+def nearest(search: Search, teachers: dict[int, VAE], latency: Callable[[VAE], float]) -> list[Plan]:
+    """What comes nearest to the budget by estimate."""
+    smallest = min(teachers)
+    return least(teachers[smallest], search.budget, latent_dim=smallest, bits=min(search.weight_bits), latency=latency)
 
 
 def with_held_out(data: Data, *, seed: int) -> tuple[Data, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -157,19 +158,21 @@ def largest(
 ) -> Plan | None:
     """The largest scale of a shape at which no estimate is above its share of the budget; None when there is none.
 
-    Costs grow with the scale, so that it is found by halving. Without a bound on costs the shape is taken as it is, × `share`.
+    Costs grow with the scale, so that it is found by halving, once the smallest is known to fit: a budget that nothing is within
+    is soon told. Without a bound on costs the shape is taken as it is, × `share`.
     """
-    if not budget.costs():
+    bounds = budget.costs()
+    if not bounds:
         return shape.plan(share, latent_dim, bits)
-    low, high = 0, len(SCALES)  # the first `low` fit, the one at `high` does not
-    while low < high:
-        middle = (low + high) // 2
-        student, bounds = shape.plan(SCALES[middle], latent_dim, bits).student(teacher), budget.costs()
-        if all(estimate(student) <= share * bounds[axis] for axis, estimate in estimates.items() if axis in bounds):
-            low = middle + 1
-        else:
-            high = middle
-    return shape.plan(SCALES[low - 1], latent_dim, bits) if low else None
+
+    def fits(scale: float) -> bool:
+        student = shape.plan(scale, latent_dim, bits).student(teacher)
+        return all(estimate(student) <= share * bounds[axis] for axis, estimate in estimates.items() if axis in bounds)
+
+    if not fits(SCALES[0]):
+        return None
+    first_over = bisect.bisect_left(range(1, len(SCALES)), True, key=lambda i: not fits(SCALES[i])) + 1
+    return shape.plan(SCALES[first_over - 1], latent_dim, bits)
 
 
 def smaller(plan: Plan) -> Plan | None:

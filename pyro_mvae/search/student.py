@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from pyro_mvae.compress.prune import PruneChannels
 from pyro_mvae.compress.quantize import Quantize
 from pyro_mvae.data import Data
 from pyro_mvae.data.progress import Track, untracked
 from pyro_mvae.export.executorch import measured_bytes
+from pyro_mvae.export.interleave import few_outputs
 from pyro_mvae.inference.penalties import Distill, Round
 from pyro_mvae.inference.stage import fit_stage
 from pyro_mvae.models import MVAE, VAE
@@ -127,10 +129,12 @@ def rounded(size: float) -> int:
 
 
 def estimated_bytes(model: VAE) -> int:
-    """About the size of a model's int8 files: a byte a weight, 8 bytes a channel, and what a `.pte` adds to a layer."""
+    """About the size of a model's int8 files: a byte a weight, 12 bytes a channel, and what a `.pte` adds to layers and nets."""
     nets = [net for net, _ in model.deployable().values()]
     layers = [layer for net in nets for layer in net.modules() if isinstance(layer, CONVOLUTIONS)]
-    return sum(layer.weight.numel() + 8 * layer.out_channels + 1650 for layer in layers)
+    plain = sum(layer.weight.numel() + 12 * layer.out_channels + 500 for layer in layers)
+    moved = [layer for layer in layers if isinstance(layer, nn.ConvTranspose2d) and few_outputs(layer)]
+    return 2500 * len(nets) + plain + sum(1350 + 4 * layer.out_channels * math.prod(layer.stride) for layer in moved)
 
 
 def ratio_within(student: VAE, *, budget_bytes: float, measure: Callable[[VAE], int]) -> float:

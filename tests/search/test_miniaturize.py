@@ -49,6 +49,9 @@ def test_a_budget_says_what_is_over_it_and_how_near_one_can_come():
     nothing = Budget(kb=10, macs=1000).unmet([{"kb": 30.0, "macs": 5000}, {"kb": 40.0, "macs": 3000}])
     assert "10 KB (nearest: 30 KB with 5,000 multiply-adds), 1,000 multiply-adds (nearest: 3,000" in str(nothing)
     assert nothing.nearest == {"kb": 30.0, "macs": 3000}
+    assert "10 KB (nearest: 30 KB), 2 nats of NLL lost (nothing was trained)" in str(
+        Budget(kb=10, nll_loss=2).unmet([{"kb": 30.0}])
+    )
     assert "30 KB (nearest: 40 KB), 100 µs (nearest: 120 µs), 1 nats of NLL lost (nearest: 3" in str(budget.unmet(points))
     with pytest.raises(ValueError, match="budget is empty"):
         Budget()
@@ -179,6 +182,15 @@ def test_the_nearest_is_the_smallest_there_is_on_each_axis():
         assert cost(plan.student(teacher)) == min(map(cost, everything))
 
 
+def test_a_budget_that_nothing_is_within_is_soon_told():
+    asked = []
+    teacher, budget = MODELS["VAE"]((1, 28, 28)), Budget(latency_us=1)
+    how = {"latent_dims": (4,), "weight_bits": (8,), "latency": lambda model: asked.append(num_macs(model)) or 2.0}
+    assert candidates(teacher, budget, **how) == []
+    smallest = [num_macs(shape.plan(SCALES[0], 4, 8).student(teacher)) for shape in shapes(teacher)]
+    assert set(asked) == set(smallest), "blocks of larger nets take minutes to measure"
+
+
 def test_a_teacher_that_no_file_can_hold_is_refused_at_once(data, tmp_path):
     class Own(VAE):
         """A model as one would write it."""
@@ -196,7 +208,7 @@ def test_a_teacher_that_no_file_can_hold_is_refused_at_once(data, tmp_path):
 def test_costs_are_those_of_the_files():
     model = calibrated(Quantize()(MODELS["MVAE"]((1, 16, 16))))
     cost = cost_of(model)
-    assert cost.kb == pytest.approx(estimated_bytes(model) / 1000, rel=0.3)
+    assert cost.kb == pytest.approx(estimated_bytes(model) / 1000, rel=0.05)
     assert (cost.macs, cost.latency_us > 0) == (num_macs(model), True)
 
 
@@ -283,7 +295,7 @@ def test_without_a_bound_on_costs_the_smallest_files_that_lose_no_more_are_taken
 def test_sizes_of_codes_and_bits_are_searched(data, tmp_path, cheap, paced, monkeypatch):
     teacher = MODELS["VAE"]((1, 16, 16)).eval()
     monkeypatch.setattr(sys.modules["pyro_mvae.search.teachers"], "fitting_latents", lambda *given: 4)
-    more = {"latent_dims": (4, 2), "weight_bits": (8, 4), "minutes": 0.02}
+    more = {"latent_dims": (4, 2), "weight_bits": (8, 4), "minutes": 0.06}
     found = miniaturize(teacher, **quick(data, tmp_path / "small", **more))
     tried = set(zip(found.table["latent_dim"], found.table["weight_bits"], strict=True))
     assert tried == {(4, 8), (2, 8), (4, 4), (2, 4)}
