@@ -104,8 +104,8 @@ def read_late(graph: torch.fx.Graph) -> None:
 def edge(program: torch.export.ExportedProgram, partitioner: Any) -> bytes:
     """The content of the `.pte` of a captured graph."""
     exir = import_quietly("executorch.exir")
-    lowered = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
-    return lowered.to_executorch(exir.ExecutorchBackendConfig(segment_alignment=ALIGNMENT)).buffer
+    given = exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
+    return given.to_executorch(exir.ExecutorchBackendConfig(segment_alignment=ALIGNMENT)).buffer
 
 
 @contextmanager
