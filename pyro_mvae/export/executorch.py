@@ -118,7 +118,7 @@ def constants_beside_graph() -> Iterator[None]:
     stores = import_quietly("executorch.exir._serialize._named_data_store")
     known: dict[str, bytes] = {}
 
-    class Kept(stores.NamedDataStore):  # type: ignore[misc, name-defined]
+    class Kept(stores.NamedDataStore):
         def add_named_data(self, key: str, data: bytes, *_: Any, **__: Any) -> None:
             known[key] = data
 

@@ -18,6 +18,8 @@ def test_rounds_use_the_time_and_no_more(students, minutes, epoch, processes):
     assert len(made) == len(ROUND_SHARES)
     first, second, third, last = (rung.students for rung in made)
     assert first == begun <= students
+    an_epoch_each = processes * int(ROUND_SHARES[0] * seconds / epoch)
+    assert begun >= min(students, 3, an_epoch_each), "one of each kind of nets, where there is time for it"
     assert second == max(first // KEPT, min(first, 3))
     assert third == min(first, 3), "the best of each kind of nets among them"
     assert last == 1

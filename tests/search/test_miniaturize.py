@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pyro_mvae import VAE, document, export_onnx, load_model, save_model
 from pyro_mvae.compress import Quantize
 from pyro_mvae.data import Split
+from pyro_mvae.data.progress import untracked
 from pyro_mvae.evaluate.cost import num_macs
 from pyro_mvae.export.manifest import describe, digest_of
 from pyro_mvae.inference.checkpoint import read
@@ -25,7 +26,7 @@ from pyro_mvae.latency.blocks import LatencyTable
 from pyro_mvae.nets.quantized import is_quantized
 from pyro_mvae.search import Budget, BudgetError, cost_of, miniaturize, pace
 from pyro_mvae.search.halving import rungs
-from pyro_mvae.search.miniaturize import with_held_out
+from pyro_mvae.search.miniaturize import Search, planned, with_held_out
 from pyro_mvae.search.pareto import front
 from pyro_mvae.search.plans import SCALES, Plan, candidates, least, shapes
 from pyro_mvae.search.student import calibrated, estimated_bytes
@@ -180,6 +181,16 @@ def test_the_nearest_is_the_smallest_there_is_on_each_axis():
     everything = [shape.plan(SCALES[0], 4, 8).student(teacher) for shape in shapes(teacher)]
     for cost, plan in zip((estimated_bytes, num_macs), (plans[0], plans[-1]), strict=True):
         assert cost(plan.student(teacher)) == min(map(cost, everything))
+
+
+def test_a_search_begins_with_the_largest_of_each_kind_of_nets():
+    teacher, budget = VAE((1, 28, 28), 16), Budget(kb=32)
+    how = {"latent_dims": (16,), "weight_bits": (8,), "latency": lambda model: 0.0}
+    as_laid_out = candidates(teacher, budget, **how)
+    plans = planned(Search(budget), {16: teacher}, how["latency"], untracked)
+    assert [plan.net for plan in as_laid_out[:3]] == ["mobile"] * 3, "of 32 KB, dense layers leave little"
+    assert [plan.net for plan in plans[:2]] == ["mobile", "conv"]
+    assert (plans[0], set(plans)) == (as_laid_out[0], set(as_laid_out))
 
 
 def test_a_budget_that_nothing_is_within_is_soon_told():
